@@ -1,0 +1,1 @@
+from fm_mlx.model import Model, ModelArgs

@@ -1,0 +1,106 @@
+"""The Factorization Memory layer."""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import ArraysCache
+
+from fm_mlx import ops
+
+
+class Router(nn.Module):
+    """Scores of the m rows, update rate and merge rate of each token, in float32.
+
+    ``weight`` (m + 2, hidden) holds W_alpha, then w_eta, then w_mu. A raw weight without
+    ``to_quantized``: quantisers and LoRA, which look for linear layers, leave it alone.
+    """
+
+    def __init__(self, hidden_size: int, num_memory_states: int):
+        super().__init__()
+        scale = 1 / math.sqrt(hidden_size)
+        self.weight = mx.random.uniform(-scale, scale, (num_memory_states + 2, hidden_size))
+
+    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """(..., hidden) -> logits (..., m), update rate (..., 1), merge rate (..., 1)."""
+        routing = x.astype(mx.float32) @ self.weight.T
+        rates = mx.sigmoid(routing[..., -2:])
+        return routing[..., :-2], rates[..., :1], rates[..., 1:]
+
+
+class FactorizationMemory(nn.Module):
+    """A memory of m rows, of which each token writes and reads the k it is most affine to.
+
+    The layer of arXiv:2511.00315: x (B, T, hidden) -> (B, T, hidden), in the dtype of x.
+    The state (B, m, d), always float32, lives in ``cache[0]``.
+
+    Args:
+        hidden_size: width of x.
+        memory_size: d, the width of a row.
+        num_memory_states: m.
+        num_active_states: k; k = m is the dense layer.
+        affinity_temperature: tau.
+        eps: added to the mean square of a row before its root.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        memory_size: int,
+        num_memory_states: int,
+        num_active_states: int,
+        affinity_temperature: float = 1.0,
+        eps: float = 1e-6,
+    ):
+        super().__init__()
+        self.memory_size = memory_size
+        self.num_memory_states = num_memory_states
+        self.num_active_states = num_active_states
+        self.affinity_temperature = affinity_temperature
+        self.eps = eps
+        self.in_proj = nn.Linear(hidden_size, memory_size, bias=False)
+        self.router = Router(hidden_size, num_memory_states)
+        self.out_proj = nn.Linear(memory_size, hidden_size, bias=False)
+
+    def __call__(
+        self, x: mx.array, mask: mx.array | None = None, cache: ArraysCache | None = None
+    ) -> mx.array:
+        """Read x (B, T, hidden) into the memory; what was read out has the same shape.
+
+        Args:
+            x: the tokens.
+            mask: (B, T) bool; False marks padding, which leaves the state as it is.
+            cache: its entry 0 is the state to start from and is replaced by the last one;
+                without a cache the memory starts empty.
+        """
+        batch, length, _ = x.shape
+        values = self.in_proj(x)
+        logits, update_rate, merge_rate = self.router(x)
+        indices, affinity = ops.route(
+            logits, self.num_active_states, self.affinity_temperature
+        )
+        theta, phi = update_rate * affinity, merge_rate * affinity
+        state = None if cache is None else cache[0]
+        if state is None:
+            state = mx.zeros((batch, self.num_memory_states, self.memory_size), mx.float32)
+        if length == 1:
+            y, state = self._step(indices, theta, phi, values, state, mask)
+        else:
+            theta = ops.scatter_rows(indices, theta, self.num_memory_states)
+            phi = ops.scatter_rows(indices, phi, self.num_memory_states)
+            y, state = ops.memory_scan(theta, phi, values, state, mask, eps=self.eps)
+        if cache is not None:
+            cache[0] = state
+            cache.advance(length)
+        return self.out_proj(y)
+
+    def _step(self, indices, theta, phi, values, state, mask):
+        """One token: `length` 1, kept as an axis."""
+        indices, theta, phi, value = (a.squeeze(1) for a in (indices, theta, phi, values))
+        mask = None if mask is None else mask.squeeze(1)
+        theta = ops.scatter_rows(indices, theta, self.num_memory_states)
+        phi = ops.scatter_rows(indices, phi, self.num_memory_states)
+        y, state = ops.memory_step(theta, phi, value, state, mask, eps=self.eps)
+        return y[:, None], state

@@ -1,0 +1,18 @@
+"""The recurrence of Factorization Memory as functions of MLX arrays.
+
+Everything here is differentiable, runs on any MLX device, and keeps the state in float32.
+"""
+
+from fm_mlx.ops.activations import swiglu
+from fm_mlx.ops.routing import route, scatter_rows
+from fm_mlx.ops.scan import memory_scan
+from fm_mlx.ops.step import memory_step, sparse_memory_step
+
+__all__ = [
+    "memory_scan",
+    "memory_step",
+    "route",
+    "scatter_rows",
+    "sparse_memory_step",
+    "swiglu",
+]

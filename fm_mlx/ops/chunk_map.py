@@ -1,0 +1,193 @@
+"""The inside of a chunk: the part of the scan that is not a matrix product.
+
+Within a chunk of C tokens that starts from the state H, the row norms, and with them
+the whole output, follow from scalars (design: the Gram-space chunked scan):
+
+    theta, phi  (B, N, C, m)   write and merge weights of N chunks
+    gram        (B, N, C, C)   G = V V^T of each chunk
+    projection  (B, N, C, m)   P = V H^T
+    norm0       (B, N, m)      ||H[i]||^2
+
+    a    = 1 - theta,  A_t = prod_{s<=t} a_s,  w_ts = theta_s prod_{s<r<=t} a_r
+    p_t  = A_{t-1} P_t + sum_{s<t} w_{t-1,s} G_ts          <h_{t-1}[i], v_t>
+    n_t  = a_t^2 n_{t-1} + 2 a_t theta_t p_t + theta_t^2 G_tt   ||h_t[i]||^2
+    q_t  = phi_t / sqrt(n_t / d + eps)
+    qA_t = q_t A_t            reads H
+    M_ts = sum_i q_t w_ts     reads the chunk's own values
+
+``chunk_map`` returns (qA, M), both float32: Y = qA H + M V. Two spellings agree to float32 rounding:
+`factored_chunk_map` (float64, for the CPU) writes w_ts = (theta_s / A_s) A_t, so that
+no C x C x m array exists; `portable_chunk_map` (float32, any device) builds w from
+running products and recomputes it in the backward pass.
+"""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import mlx.core as mx
+
+# 1 - theta is kept above this in the factored form: a row that is overwritten keeps a
+# 1e-9 share of what it held, below float32 resolution.
+DECAY_FLOOR = 1e-9
+
+# Longest chunk whose product of decays stays a normal float64: 1e-9 ** 32.
+MAX_CHUNK = 32
+
+# Longest run whose product of squared decays does: 1e-18 ** 16.
+_SQUARE_RUN = 16
+
+
+def chunk_map(
+    theta: mx.array,
+    phi: mx.array,
+    gram: mx.array,
+    projection: mx.array,
+    norm0: mx.array,
+    width: int,
+    eps: float,
+) -> tuple[mx.array, mx.array]:
+    """(qA, M) of every chunk, by the form that suits the default device.
+
+    Args:
+        theta, phi, gram, projection, norm0: float32, shapes above; C <= MAX_CHUNK.
+        width: d, the number of columns of the state.
+        eps: added to the mean square of a row.
+    """
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    form = factored_chunk_map if on_cpu else portable_chunk_map
+    return form(width, eps)(theta, phi, gram, projection, norm0)
+
+
+@cache
+def factored_chunk_map(width: int, eps: float):
+    """The float64 form as a function of (theta, phi, gram, projection, norm0)."""
+    forward = mx.compile(partial(_factored_forward, width, eps))
+    backward = mx.compile(partial(_factored_backward, width, eps))
+
+    @mx.custom_function
+    def form(theta, phi, gram, projection, norm0):
+        return forward(theta, phi, gram, projection, norm0)
+
+    @form.vjp
+    def form_vjp(primals, cotangents, _):
+        return backward(*primals, *cotangents)
+
+    return form
+
+
+@cache
+def portable_chunk_map(width: int, eps: float):
+    """The float32 form as a function of (theta, phi, gram, projection, norm0)."""
+    return mx.checkpoint(partial(_portable_forward, width, eps))
+
+
+def _diagonal(gram: mx.array) -> mx.array:
+    """G_tt as (B, N, C, 1)."""
+    return mx.diagonal(gram, axis1=-2, axis2=-1)[..., None]
+
+
+def _portable_forward(width, eps, theta, phi, gram, projection, norm0):
+    chunk = theta.shape[2]
+    keep = 1 - theta
+    later = mx.tril(mx.ones((chunk, chunk), dtype=mx.bool_), -1)[..., None]
+    causal = mx.tril(mx.ones((chunk, chunk), dtype=mx.bool_))[..., None]
+    # running[t, s] = prod_{s<r<=t} a_r for s <= t; (B, N, C, C, m)
+    running = mx.cumprod(mx.where(later, keep[:, :, :, None], 1), axis=2)
+    weight = mx.where(causal, running * theta[:, :, None], 0)
+    decay = mx.cumprod(keep, axis=2)
+    before = mx.concatenate([mx.ones_like(decay[:, :, :1]), decay[:, :, :-1]], axis=2)
+    weight_before = mx.concatenate(
+        [mx.zeros_like(weight[:, :, :1]), weight[:, :, :-1]], axis=2
+    )
+    inner = before * projection + (weight_before * gram[..., None]).sum(axis=3)
+    gain = theta * (2 * keep * inner + theta * _diagonal(gram))
+    # n_t = sum_s (prod_{s<r<=t} a_r)^2 u_s + A_t^2 n_0
+    square = mx.where(causal, running * running * gain[:, :, None], 0).sum(axis=3)
+    norm = decay * decay * norm0[:, :, None] + square
+    query = phi * mx.rsqrt(mx.maximum(norm, 0) / width + eps)
+    return query * decay, (weight * query[:, :, :, None]).sum(axis=-1)
+
+
+def _decays(theta):
+    """theta, a and A in float64, with the weights theta / A."""
+    theta = theta.astype(mx.float64)
+    keep = mx.maximum(1 - theta, DECAY_FLOOR)
+    decay = mx.cumprod(keep, axis=2)
+    return theta, keep, decay, theta / decay
+
+
+def _runs(chunk: int):
+    return [slice(i, min(i + _SQUARE_RUN, chunk)) for i in range(0, chunk, _SQUARE_RUN)]
+
+
+def _norms(keep, gain, norm0):
+    """||h_t[i]||^2 from n_t = a_t^2 n_{t-1} + u_t."""
+    last, norms = norm0, []
+    for run in _runs(keep.shape[2]):
+        squared = mx.cumprod(keep[:, :, run] ** 2, axis=2)
+        norms.append(squared * (last + mx.cumsum(gain[:, :, run] / squared, axis=2)))
+        last = norms[-1][:, :, -1:]
+    return mx.concatenate(norms, axis=2)
+
+
+def _norms_adjoint(keep, cotangent):
+    """nu_t = dn_t + a_{t+1}^2 nu_{t+1}, the reverse of `_norms`."""
+    following, adjoints = mx.zeros_like(keep[:, :, :1]), []
+    for run in reversed(_runs(keep.shape[2])):
+        square = keep[:, :, run] ** 2
+        squared = mx.cumprod(square, axis=2)
+        weighted = mx.cumsum(squared * cotangent[:, :, run], axis=2, reverse=True)
+        adjoints.append((weighted + squared[:, :, -1:] * following) / squared)
+        following = square[:, :, :1] * adjoints[-1][:, :, :1]
+    return mx.concatenate(adjoints[::-1], axis=2), following
+
+
+def _factored_core(width, eps, theta, phi, gram, projection, norm0):
+    theta, keep, decay, weight = _decays(theta)
+    gram = gram.astype(mx.float64)
+    inner = decay / keep * (projection.astype(mx.float64) + mx.tril(gram, -1) @ weight)
+    gain = theta * (2 * keep * inner + theta * _diagonal(gram))
+    norm0 = norm0.astype(mx.float64)[:, :, None]
+    norm = _norms(keep, gain, norm0)
+    inverse_rms = mx.rsqrt(mx.maximum(norm, 0).astype(mx.float32) / width + eps)
+    read = phi * inverse_rms * decay
+    return theta, keep, decay, weight, gram, inner, norm, norm0, inverse_rms, read
+
+
+def _factored_forward(width, eps, theta, phi, gram, projection, norm0):
+    core = _factored_core(width, eps, theta, phi, gram, projection, norm0)
+    weight, read = core[3], core[-1]
+    inside = mx.tril(read @ weight.swapaxes(-1, -2))
+    return read.astype(mx.float32), inside.astype(mx.float32)
+
+
+def _factored_backward(width, eps, theta, phi, gram, projection, norm0, d_read, d_inside):
+    theta, keep, decay, weight, gram, inner, norm, norm0, inverse_rms, read = _factored_core(
+        width, eps, theta, phi, gram, projection, norm0
+    )
+    # M = tril(qA W^T)
+    d_inside = mx.tril(d_inside.astype(mx.float64))
+    d_read = d_read.astype(mx.float64) + d_inside @ weight
+    d_weight = d_inside.swapaxes(-1, -2) @ read
+    # qA = phi r A,  r = (n / d + eps)^(-1/2)
+    d_query = d_read * decay
+    d_phi = d_query * inverse_rms
+    d_norm = mx.where(norm > 0, d_phi * phi * inverse_rms * inverse_rms * (-0.5 / width), 0)
+    # n_t = a_t^2 n_{t-1} + u_t
+    d_gain, d_norm0 = _norms_adjoint(keep, d_norm)
+    norm_before = mx.concatenate([norm0, norm[:, :, :-1]], axis=2)
+    # u = theta (2 a p + theta G_tt),  p = (A / a) (P + tril(G, -1) W)
+    d_inner = 2 * d_gain * theta * keep
+    d_projection = d_inner * decay / keep
+    d_weight = d_weight + mx.tril(gram, -1).swapaxes(-1, -2) @ d_projection
+    d_gram = mx.tril(d_projection @ weight.swapaxes(-1, -2), -1)
+    d_gram = d_gram + mx.eye(gram.shape[-1]) * (d_gain * theta * theta).sum(-1, keepdims=True)
+    # A is in qA, p and W = theta / A, and log A is a sum of log a. The a that stands in u
+    # and the one that stands in p cancel.
+    d_log_decay = d_read * read + d_inner * inner - d_weight * weight
+    d_keep = mx.cumsum(d_log_decay, axis=2, reverse=True) / keep
+    d_keep = d_keep + 2 * keep * d_gain * norm_before
+    d_theta = 2 * d_gain * (keep * inner + theta * _diagonal(gram)) + d_weight / decay - d_keep
+    gradients = d_theta, d_phi, d_gram, d_projection, d_norm0.squeeze(2)
+    return tuple(gradient.astype(mx.float32) for gradient in gradients)

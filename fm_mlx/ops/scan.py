@@ -1,0 +1,92 @@
+"""The recurrence over a sequence, as matrix products over chunks."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from fm_mlx.ops.chunk_map import MAX_CHUNK, chunk_map
+from fm_mlx.ops.state_pass import state_pass
+
+
+def memory_scan(
+    theta: mx.array,
+    phi: mx.array,
+    values: mx.array,
+    state: mx.array | None = None,
+    mask: mx.array | None = None,
+    *,
+    eps: float = 1e-6,
+    chunk_size: int | None = None,
+) -> tuple[mx.array, mx.array]:
+    """Write and read T tokens: the same result as T calls of `memory_step`.
+
+    h_t = (1 - theta_t) * h_{t-1} + theta_t (outer) v_t, then
+    y_t = sum_i phi_t[i] h_t[i] / rms(h_t[i])  (arXiv:2511.00315), computed exactly
+    by chunks. Differentiable in every argument but the mask, the state included;
+    memory grows with T like that of the inputs, the graph with log T.
+
+    Args:
+        theta: write weights, (B, T, m), in [0, 1]. Zero rows are left untouched.
+        phi: merge weights, (B, T, m).
+        values: (B, T, d), any float dtype; computed in float32.
+        state: h_0, (B, m, d) float32; zeros if None.
+        mask: (B, T) bool; where False the token neither writes nor reads, y is 0.
+        eps: added to the mean square of a row.
+        chunk_size: C, 1 to 32 tokens; None chooses.
+
+    Returns:
+        y (B, T, d) in the dtype of ``values``, and the last state (B, m, d) float32.
+
+    Raises:
+        ValueError: if shapes do not fit or chunk_size is out of range.
+    """
+    _check(theta, phi, values, state, mask, chunk_size)
+    batch, length, rows = theta.shape
+    width = values.shape[-1]
+    chunk = min(chunk_size or MAX_CHUNK, length)
+    chunks = -(-length // chunk)
+
+    def split(x: mx.array) -> mx.array:
+        """(B, T, .) -> (B, N, C, .) in float32; zeros, which change nothing, fill the tail."""
+        x = x.astype(mx.float32)
+        if mask is not None:
+            x = mx.where(mask[..., None], x, 0)
+        if length % chunk:
+            x = mx.pad(x, [(0, 0), (0, chunks * chunk - length), (0, 0)])
+        return x.reshape(batch, chunks, chunk, -1)
+
+    theta, phi, v = split(theta), split(phi), split(values)
+    if state is None:
+        state = mx.zeros((batch, rows, width), dtype=mx.float32)
+
+    keep = 1 - theta
+    to_end = theta * mx.cumprod(keep, axis=2, reverse=True, inclusive=False)
+    states = state_pass(keep.prod(axis=2), to_end.swapaxes(-1, -2) @ v, state.astype(mx.float32))
+    start = states[:, :-1]
+
+    gram = v @ v.swapaxes(-1, -2)
+    projection = v @ start.swapaxes(-1, -2)
+    norm0 = start.square().sum(axis=-1)
+    read, inside = chunk_map(theta, phi, gram, projection, norm0, width, eps)
+    y = read @ start + inside @ v
+    y = y.reshape(batch, chunks * chunk, width)[:, :length]
+    return y.astype(values.dtype), states[:, -1]
+
+
+def _check(theta, phi, values, state, mask, chunk_size) -> None:
+    if theta.ndim != 3 or theta.shape[1] < 1:
+        raise ValueError(f"theta has shape {theta.shape}; wanted is (B, T, m) with T >= 1")
+    batch, length, rows = theta.shape
+    if values.ndim != 3:
+        raise ValueError(f"values have shape {values.shape}; wanted is (B, T, d)")
+    wanted = {
+        "phi": (phi, theta.shape),
+        "values": (values, (batch, length, values.shape[-1])),
+        "state": (state, (batch, rows, values.shape[-1])),
+        "mask": (mask, (batch, length)),
+    }
+    for name, (array, shape) in wanted.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}; wanted is {shape}")
+    if chunk_size is not None and not 1 <= chunk_size <= MAX_CHUNK:
+        raise ValueError(f"chunk_size is {chunk_size}; allowed are 1 to {MAX_CHUNK}")

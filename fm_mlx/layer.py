@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,11 +24,9 @@ class Router(nn.Module):
         scale = 1 / math.sqrt(hidden_size)
         self.weight = mx.random.uniform(-scale, scale, (num_memory_states + 2, hidden_size))
 
-    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """(..., hidden) -> logits (..., m), update rate (..., 1), merge rate (..., 1)."""
-        routing = x.astype(mx.float32) @ self.weight.T
-        rates = mx.sigmoid(routing[..., -2:])
-        return routing[..., :-2], rates[..., :1], rates[..., 1:]
+    def __call__(self, x: mx.array) -> mx.array:
+        """(..., hidden) -> (..., m + 2) float32: m logits, then both rates before the sigmoid."""
+        return x.astype(mx.float32) @ self.weight.T
 
 
 class FactorizationMemory(nn.Module):
@@ -76,31 +75,49 @@ class FactorizationMemory(nn.Module):
                 without a cache the memory starts empty.
         """
         batch, length, _ = x.shape
-        values = self.in_proj(x)
-        logits, update_rate, merge_rate = self.router(x)
-        indices, affinity = ops.route(
-            logits, self.num_active_states, self.affinity_temperature
-        )
-        theta, phi = update_rate * affinity, merge_rate * affinity
         state = None if cache is None else cache[0]
         if state is None:
             state = mx.zeros((batch, self.num_memory_states, self.memory_size), mx.float32)
-        if length == 1:
-            y, state = self._step(indices, theta, phi, values, state, mask)
-        else:
-            theta = ops.scatter_rows(indices, theta, self.num_memory_states)
-            phi = ops.scatter_rows(indices, phi, self.num_memory_states)
-            y, state = ops.memory_scan(theta, phi, values, state, mask, eps=self.eps)
+        recurrence = (_step if length == 1 else _scan)(
+            self.num_active_states, self.affinity_temperature, self.eps
+        )
+        masked = () if mask is None else (mask,)
+        y, state = recurrence(self.router(x), self.in_proj(x), state, *masked)
         if cache is not None:
             cache[0] = state
             cache.advance(length)
         return self.out_proj(y)
 
-    def _step(self, indices, theta, phi, values, state, mask):
-        """One token: `length` 1, kept as an axis."""
-        indices, theta, phi, value = (a.squeeze(1) for a in (indices, theta, phi, values))
-        mask = None if mask is None else mask.squeeze(1)
-        theta = ops.scatter_rows(indices, theta, self.num_memory_states)
-        phi = ops.scatter_rows(indices, phi, self.num_memory_states)
-        y, state = ops.memory_step(theta, phi, value, state, mask, eps=self.eps)
+
+def _write_and_merge_weights(num_active, temperature, routing):
+    """theta and phi, dense (..., m), of the router's output (..., m + 2)."""
+    indices, affinity = ops.route(routing[..., :-2], num_active, temperature)
+    affinity = ops.scatter_rows(indices, affinity, routing.shape[-1] - 2)
+    rates = mx.sigmoid(routing[..., -2:])
+    return rates[..., :1] * affinity, rates[..., 1:] * affinity
+
+
+@cache
+def _scan(num_active, temperature, eps):
+    """(routing, values, state[, mask]) -> (y, state)."""
+
+    @mx.compile
+    def scan(routing, values, state, mask=None):
+        theta, phi = _write_and_merge_weights(num_active, temperature, routing)
+        return ops.memory_scan(theta, phi, values, state, mask, eps=eps)
+
+    return scan
+
+
+@cache
+def _step(num_active, temperature, eps):
+    """`_scan` for one token, whose axis of length 1 is kept."""
+
+    @mx.compile
+    def step(routing, values, state, mask=None):
+        theta, phi = _write_and_merge_weights(num_active, temperature, routing[:, 0])
+        mask = None if mask is None else mask[:, 0]
+        y, state = ops.memory_step(theta, phi, values[:, 0], state, mask, eps=eps)
         return y[:, None], state
+
+    return step

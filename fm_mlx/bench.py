@@ -339,6 +339,7 @@ def run(args: argparse.Namespace) -> int:
         measured = bench_decode(arms, context, args.rounds)
         speed = {name: timed.seconds * 1e3 for name, timed in measured.items()}
         row(f"decode after {context}, ms/token", speed, fm_over=False, form="{:.2f}")
+        peak_row(f"decode after {context}", measured)
         progress.update()
     for length in args.train_lengths:
         measured = bench_training(arms, length, args.rounds)
@@ -358,8 +359,9 @@ def run(args: argparse.Namespace) -> int:
     device = mx.device_info().get("device_name", "") if mx.metal.is_available() else processor()
     sizes = ", ".join(f"{arm.name} {arm.parameters:,}" for arm in arms)
     print(f"{device}, {mx.default_device()}, MLX {mx.__version__}, {platform.system()}; float32")
-    print(f"parameters: {sizes} ({args.llama_heads} heads); vocabulary {VOCAB_SIZE}, hidden 256, batch 1 ({TRAINING_BATCH} in")
-    print(f"training), prompts read in pieces of {PREFILL_STEP}; medians of {args.rounds} rounds.")
+    print(f"parameters: {sizes} ({args.llama_heads} heads); vocabulary {VOCAB_SIZE}, hidden 256,")
+    print(f"batch 1 ({TRAINING_BATCH} in training), prompts read in pieces of {PREFILL_STEP};")
+    print(f"medians of {args.rounds} rounds.")
     print("For speeds and times a ratio above 1 is in favour of fm; for memory, one below 1.\n")
     header = ["", *names, *(f"fm : {name}" for name in names[1:])]
     for cells in (header, ["---"] * len(header), *rows):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -75,49 +74,32 @@ class FactorizationMemory(nn.Module):
                 without a cache the memory starts empty.
         """
         batch, length, _ = x.shape
+        values = self.in_proj(x)
+        theta, phi = self._weights(self.router(x))
         state = None if cache is None else cache[0]
         if state is None:
             state = mx.zeros((batch, self.num_memory_states, self.memory_size), mx.float32)
-        recurrence = (_step if length == 1 else _scan)(
-            self.num_active_states, self.affinity_temperature, self.eps
-        )
-        masked = () if mask is None else (mask,)
-        y, state = recurrence(self.router(x), self.in_proj(x), state, *masked)
+        if length == 1:
+            y, state = ops.memory_step(
+                theta[:, 0],
+                phi[:, 0],
+                values[:, 0],
+                state,
+                None if mask is None else mask[:, 0],
+                eps=self.eps,
+            )
+            y = y[:, None]
+        else:
+            y, state = ops.memory_scan(theta, phi, values, state, mask, eps=self.eps)
         if cache is not None:
             cache[0] = state
             cache.advance(length)
         return self.out_proj(y)
 
-
-def _write_and_merge_weights(num_active, temperature, routing):
-    """theta and phi, dense (..., m), of the router's output (..., m + 2)."""
-    indices, affinity = ops.route(routing[..., :-2], num_active, temperature)
-    affinity = ops.scatter_rows(indices, affinity, routing.shape[-1] - 2)
-    rates = mx.sigmoid(routing[..., -2:])
-    return rates[..., :1] * affinity, rates[..., 1:] * affinity
-
-
-@cache
-def _scan(num_active, temperature, eps):
-    """(routing, values, state[, mask]) -> (y, state)."""
-
-    @mx.compile
-    def scan(routing, values, state, mask=None):
-        theta, phi = _write_and_merge_weights(num_active, temperature, routing)
-        return ops.memory_scan(theta, phi, values, state, mask, eps=eps)
-
-    return scan
-
-
-@cache
-def _step(num_active, temperature, eps):
-    """`_scan` for one token, whose axis of length 1 is kept."""
-
-    @mx.compile
-    def step(routing, values, state, mask=None):
-        theta, phi = _write_and_merge_weights(num_active, temperature, routing[:, 0])
-        mask = None if mask is None else mask[:, 0]
-        y, state = ops.memory_step(theta, phi, values[:, 0], state, mask, eps=eps)
-        return y[:, None], state
-
-    return step
+    def _weights(self, routing: mx.array) -> tuple[mx.array, mx.array]:
+        """Write weights theta and merge weights phi, (B, T, m), of what the router gave."""
+        affinity = ops.affinity(
+            routing[..., :-2], self.num_active_states, self.affinity_temperature
+        )
+        rates = mx.sigmoid(routing[..., -2:])
+        return rates[..., :1] * affinity, rates[..., 1:] * affinity

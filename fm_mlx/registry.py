@@ -24,6 +24,18 @@ class _Finder(MetaPathFinder, Loader):
         from fm_mlx.model import Model, ModelArgs
 
         module.Model, module.ModelArgs = Model, ModelArgs
+        _name_to_transformers()
+
+
+def _name_to_transformers() -> None:
+    """Let transformers know the model type: it reads ``config.json`` to load a tokenizer, and
+    prints a warning about a type it does not know."""
+    from transformers import AutoConfig, PreTrainedConfig
+
+    class Config(PreTrainedConfig):
+        model_type = "factorization_memory"
+
+    AutoConfig.register(Config.model_type, Config, exist_ok=True)
 
 
 def register() -> None:

@@ -1,22 +1,11 @@
-"""SwiGLU and softmax. MLX's exponential is slow on a Linux CPU: 20 to 30 ns a number."""
+"""SwiGLU. MLX's exponential is slow on a Linux CPU: 20 to 30 ns a number."""
 
 from __future__ import annotations
-
-import math
 
 import mlx.core as mx
 from mlx_lm.models.activations import swiglu as exponential_swiglu
 
 from fm_mlx.ops.device import on_cpu
-
-
-def softmax(x: mx.array) -> mx.array:
-    """Softmax over the last axis of float32 x; on the CPU with powers of 2, at half the time."""
-    if not on_cpu():
-        return mx.softmax(x, axis=-1)
-    top = mx.stop_gradient(x.max(axis=-1, keepdims=True))
-    powers = mx.power(2.0, (x - top) * math.log2(math.e))
-    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:

@@ -41,8 +41,9 @@ def _pass(decay: mx.array, increment: mx.array, state: mx.array) -> tuple[mx.arr
     if chunks <= _GROUP:
         sources = mx.concatenate([state[:, :, None], increment.swapaxes(1, 2)], axis=2)
         states = _across(decay) @ sources
-        # laid out by chunk, as the products that read the states want it
-        return mx.contiguous(states[:, :, :-1].swapaxes(1, 2)), states[:, :, -1]
+        # laid out by chunk, as the products that read the states want it; the last state
+        # is copied out, or whoever keeps it would keep all of them
+        return mx.contiguous(states[:, :, :-1].swapaxes(1, 2)), mx.contiguous(states[:, :, -1])
     groups = -(-chunks // _GROUP)
     padding = (0, groups * _GROUP - chunks)
     decay = mx.pad(decay, [(0, 0), padding, (0, 0)], constant_values=1)

@@ -27,7 +27,7 @@ def memory_step(
     Returns:
         y (B, d) in the dtype of ``value``, and the new state (B, m, d) float32.
     """
-    theta, phi = _masked(mask, theta, phi)
+    theta, phi, value = _masked(mask, theta, phi, value)
     state, norm = _write(theta, value, state)
     return _read(phi, norm, state, eps).astype(value.dtype), state
 
@@ -53,17 +53,18 @@ def sparse_memory_step(
     Returns:
         y (B, d) in the dtype of ``value``, and the new state (B, m, d) float32.
     """
-    theta, phi = _masked(mask, theta, phi)
+    theta, phi, value = _masked(mask, theta, phi, value)
     where = mx.broadcast_to(indices[..., None], (*indices.shape, state.shape[-1]))
     rows, norm = _write(theta, value, mx.take_along_axis(state, where, axis=1))
     state = mx.put_along_axis(state, where, rows, axis=1)
     return _read(phi, norm, rows, eps).astype(value.dtype), state
 
 
-def _masked(mask, *weights):
+def _masked(mask, *arrays):
+    """(B, n) arrays with 0 where the mask is False, whatever stands there."""
     if mask is None:
-        return weights
-    return [mx.where(mask[:, None], weight, 0) for weight in weights]
+        return arrays
+    return [mx.where(mask[:, None], array, 0) for array in arrays]
 
 
 @mx.compile

@@ -1,0 +1,91 @@
+"""The command ``fm-mlx``: its subcommands, and how they end.
+
+Every kind of bad input ends in one line on standard error and status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import fm_mlx
+from fm_mlx.allocator import keep_freed_memory
+
+# Ours: what it does, and the module that has its `add_arguments(parser)` and `run(args) -> int`.
+COMMANDS = {
+    "generate": ("go on writing from a prompt of any length", "fm_mlx.cli_generate"),
+    "bench": ("time the model beside a llama and a mamba2 of its size", "fm_mlx.bench"),
+}
+
+# mlx-lm's, with its options.
+MLX_LM_COMMANDS = {
+    "chat": "talk to a model (mlx_lm.chat)",
+    "server": "serve a model over HTTP (mlx_lm.server)",
+    "benchmark": "time a model (mlx_lm.benchmark)",
+    "perplexity": "perplexity on a data set (mlx_lm.perplexity)",
+    "evaluate": "run the tasks of lm-evaluation-harness (mlx_lm.evaluate)",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``fm-mlx`` with the given arguments (None: the command line's); its exit status."""
+    keep_freed_memory()
+    try:
+        status = _run(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # nobody reads the output any more; at exit Python would fail to flush it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError) as error:
+        print("fm-mlx: error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return status
+
+
+def _run(argv: list[str]) -> int:
+    name = argv[0] if argv else None
+    if name in MLX_LM_COMMANDS:
+        return _hand_over(name, argv[1:])
+    parser = _Parser(prog="fm-mlx", description="Factorization Memory language models on MLX.")
+    parser.add_argument("--version", action="version", version=f"fm-mlx {fm_mlx.__version__}")
+    subparsers = parser.add_subparsers(metavar="command", required=True)
+    for command, (purpose, module) in COMMANDS.items():
+        subparser = subparsers.add_parser(command, help=purpose, description=purpose + ".")
+        if command == name:  # others stay unimported
+            commands = importlib.import_module(module)
+            commands.add_arguments(subparser)
+            subparser.set_defaults(run=commands.run)
+    for command, purpose in MLX_LM_COMMANDS.items():
+        subparsers.add_parser(command, help=purpose)
+    args = parser.parse_args(argv)
+    return args.run(args)
+
+
+def _hand_over(name: str, rest: list[str]) -> int:
+    """Run a command of mlx-lm, on the packaged model unless another is named."""
+    from mlx_lm import cli
+
+    from fm_mlx.loading import PRETRAINED
+
+    before = sys.argv
+    # of two --model options the last one counts
+    sys.argv = [f"fm-mlx {name}", name, "--model", str(PRETRAINED), *rest]
+    try:
+        cli.main()
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{name} needs the package {error.name}, not installed here") from error
+    finally:
+        sys.argv = before
+    return 0

@@ -1,0 +1,210 @@
+"""Loading a model folder, and one plain sentence where that fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from mlx_lm.models.cache import ArraysCache, load_prompt_cache
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, load_adapters, load_model, load_tokenizer
+
+from fm_mlx.model import MODEL_TYPE, Model, ModelArgs
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
+
+
+def load(
+    path_or_repo: str | Path | None = None,
+    *,
+    adapter_path: str | Path | None = None,
+    tokenizer_config: dict[str, Any] | None = None,
+    model_config: dict[str, Any] | None = None,
+    lazy: bool = False,
+    return_config: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Model, TokenizerWrapper] | tuple[Model, TokenizerWrapper, dict[str, Any]]:
+    """Load a Factorization Memory model and its tokenizer, as `mlx_lm.load` does.
+
+    Args:
+        path_or_repo: a model folder or a Hugging Face repository; None: the model in the package.
+        adapter_path: folder of LoRA adapters to put on the model.
+        tokenizer_config: passed to the tokenizer.
+        model_config: replaces keys of ``config.json``.
+        lazy: leave the weights unread until they are used.
+        return_config: return the config as well.
+        revision: branch, tag or commit of a repository.
+        trust_remote_code: let the checkpoint bring Python code and run it.
+
+    Returns:
+        (model, tokenizer), or (model, tokenizer, config).
+
+    Raises:
+        FileNotFoundError: no such model, or a file of it is missing.
+        ValueError: a file of it, a value in the config, or a weight is not what it should be.
+            The text of either names the file and what is allowed, in one line.
+    """
+    folder = _find(path_or_repo, revision)
+    _check_config(folder, model_config, trust_remote_code)
+    try:
+        model, config = load_model(
+            folder, lazy, model_config=model_config, trust_remote_code=trust_remote_code
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no weights (model*.safetensors) in {folder}") from error
+    except (ValueError, RuntimeError) as error:  # MLX reports a broken file as RuntimeError
+        raise ValueError(f"the weights in {folder} cannot be used: {_brief(error)}") from error
+    if adapter_path is not None:
+        _add_adapters(model, Path(adapter_path))
+    tokenizer_config = {"trust_remote_code": trust_remote_code, **(tokenizer_config or {})}
+    tokenizer = _tokenizer(folder, tokenizer_config, config)
+    return (model, tokenizer, config) if return_config else (model, tokenizer)
+
+
+def load_state(path: str | Path) -> tuple[list[Any], dict[str, str]]:
+    """The caches and the metadata of a file written by `mlx_lm.models.cache.save_prompt_cache`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it does not hold saved caches.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no saved state at {path}: no such file")
+    try:
+        cache, metadata = load_prompt_cache(str(path), return_metadata=True)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a saved state: {_brief(error)}") from error
+    return cache, metadata if isinstance(metadata, dict) else {}
+
+
+def check_state(cache: list[Any], model: Model, path: str | Path) -> None:
+    """Raise ValueError unless the caches hold a state (1, m, d) per layer of the model."""
+    args = model.args
+    wanted = (1, args.num_memory_states, args.memory_size)
+    if len(cache) != args.num_hidden_layers:
+        raise ValueError(
+            f"{path} holds the state of {len(cache)} layers; the model has {args.num_hidden_layers}"
+        )
+    for entry in cache:
+        state = entry[0] if isinstance(entry, ArraysCache) else None
+        found = tuple(state.shape) if isinstance(state, mx.array) else type(entry).__name__
+        if found != wanted:
+            raise ValueError(f"{path} holds {found}; the model's state is {wanted} in ArraysCache")
+
+
+def _find(path_or_repo: str | Path | None, revision: str | None) -> Path:
+    """The folder of a model, fetched if it is a repository."""
+    if path_or_repo is None:
+        if not PRETRAINED.is_dir():
+            raise FileNotFoundError(f"the package's own model is missing from {PRETRAINED}")
+        return PRETRAINED
+    folder = Path(path_or_repo).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{folder} is a file; allowed is a model folder or a repository")
+    try:
+        return Path(
+            snapshot_download(
+                str(path_or_repo), revision=revision, allow_patterns=DEFAULT_ALLOW_PATTERNS
+            )
+        )
+    except HFValidationError as error:
+        raise FileNotFoundError(f"no model at {folder}: no such folder") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise FileNotFoundError(
+            f"no model {path_or_repo}: neither a folder nor a Hugging Face repository "
+            f"that can be had ({type(error).__name__})"
+        ) from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path.name} in {path.parent}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {_brief(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; allowed is an object")
+    return content
+
+
+def _check_config(folder: Path, overrides: dict[str, Any] | None, trust_remote_code: bool) -> None:
+    """Raise on a config that this package's model cannot be built from."""
+    path = folder / "config.json"
+    config = _read_object(path) | (overrides or {})
+    if config.get("model_file") is not None:
+        if trust_remote_code:
+            return  # the checkpoint's own code decides what the config may hold
+        raise ValueError(
+            f"{path} asks to run the checkpoint's own code ({config['model_file']!r}); that takes "
+            "trust_remote_code, or model_config={'model_file': None} for this package's class"
+        )
+    model_type = config.get("model_type")
+    if model_type != MODEL_TYPE:
+        raise ValueError(
+            f"{path}: model_type is {model_type!r}; allowed is {MODEL_TYPE!r} "
+            "(mlx-lm's own commands run other models)"
+        )
+    try:
+        ModelArgs.from_dict(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {_brief(error)}") from error
+    quantization = config.get("quantization")
+    if quantization is not None and not (
+        isinstance(quantization, dict) and {"group_size", "bits"} <= quantization.keys()
+    ):
+        raise ValueError(
+            f"{path}: quantization is {quantization!r}; "
+            "allowed is an object with group_size and bits"
+        )
+
+
+def _add_adapters(model: Model, folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no adapters at {folder}: no such folder")
+    _read_object(folder / "adapter_config.json")
+    if not (folder / "adapters.safetensors").is_file():
+        raise FileNotFoundError(f"no adapters.safetensors in {folder}")
+    try:
+        load_adapters(model, str(folder))
+    except (ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"the adapters in {folder} cannot be used: {_brief(error)}") from error
+    model.eval()
+
+
+def _tokenizer(
+    folder: Path, tokenizer_config: dict[str, Any], config: dict[str, Any]
+) -> TokenizerWrapper:
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise FileNotFoundError(f"no tokenizer in {folder}: none of {', '.join(_TOKENIZER_FILES)}")
+    try:
+        tokenizer = load_tokenizer(folder, tokenizer_config, config.get("eos_token_id"))
+    except Exception as error:  # the tokenizers library raises plain Exception on a broken file
+        raise ValueError(f"the tokenizer in {folder} cannot be used: {_brief(error)}") from error
+    if len(tokenizer) > config["vocab_size"]:
+        raise ValueError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens; "
+            f"the model's vocab_size is {config['vocab_size']}"
+        )
+    return tokenizer
+
+
+def _brief(error: Exception) -> str:
+    """An error's text in one line, of a long list its head and its length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    hidden = len(lines) - 4
+    if hidden > 0:
+        lines[4:] = [f"and {hidden} more"]
+    text = " ".join(lines)
+    return repr(error) if isinstance(error, KeyError) or not text else text

@@ -1,0 +1,526 @@
+"""Broken copies of the package, each of which a law must catch.
+
+A mutant is one piece of source text replaced in one module. The package is imported anew
+with that text; the one that is already imported stays as it is. A text that is no longer
+in the module, or is in it twice, is an error: a mutant must not stop being applied unseen.
+
+``python tests/mutants.py`` prints the table of mutants, laws and what was found.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.abc import Loader, MetaPathFinder
+from pathlib import Path
+from types import ModuleType
+
+import laws
+import mlx.core as mx
+import numpy as np
+from cases import Code, routed
+from mlx_lm.convert import mixed_quant_predicate_builder
+
+import fm_mlx
+
+PACKAGE = "fm_mlx"
+
+
+class _OneModule(MetaPathFinder, Loader):
+    """Finds one module of the package, with other source."""
+
+    def __init__(self, name: str, path: Path, source: str):
+        self.name, self.path, self.source = name, path, source
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != self.name:
+            return None
+        return importlib.util.spec_from_file_location(fullname, self.path, loader=self)
+
+    def exec_module(self, module: ModuleType) -> None:
+        exec(compile(self.source, str(self.path), "exec"), vars(module))
+
+
+def mutated(module: str, old: str, new: str) -> Code:
+    """The package with `old` replaced by `new` in ``fm_mlx.<module>``.
+
+    Raises:
+        ValueError: if `old` does not occur exactly once.
+    """
+    path = Path(fm_mlx.__path__[0], *module.split(".")).with_suffix(".py")
+    source = path.read_text()
+    if source.count(old) != 1:
+        raise ValueError(f"{source.count(old)} times in {path.name}, must be once: {old!r}")
+    ours = {n: m for n, m in sys.modules.items() if n.split(".")[0] == PACKAGE}
+    for name in ours:
+        del sys.modules[name]
+    # the package without its __init__, which would register with mlx-lm a second time
+    sys.modules[PACKAGE] = package = ModuleType(PACKAGE)
+    package.__path__ = fm_mlx.__path__
+    finder = _OneModule(f"{PACKAGE}.{module}", path, source.replace(old, new))
+    sys.meta_path.insert(0, finder)
+    try:
+        return Code.imported()
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [n for n in sys.modules if n.split(".")[0] == PACKAGE]:
+            del sys.modules[name]
+        sys.modules.update(ours)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    law: str
+    name: str
+    check: Callable[[Code], object]
+    module: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.law}: {self.name}"
+
+    def found(self) -> str | None:
+        """What the check says of the mutant, None if nothing."""
+        try:
+            self.check(mutated(self.module, self.old, self.new))
+        except AssertionError as error:
+            return (str(error) or "assertion failed").splitlines()[0]
+        return None
+
+
+def scan_law(shape=(2, 40, 3, 4), num_active=2, **kwargs):
+    return lambda code: laws.scan_is_the_loop(code, routed(shape, num_active), **kwargs)
+
+
+def gradient_law(form="factored"):
+    return lambda code: laws.gradients_are_the_loops(code, routed((2, 10, 4, 3), 2), form, 4)
+
+
+def ragged_scan(code):
+    laws.scan_of_ragged_rows(code, laws.ragged([30, 8, 1, 17], "right", 1.0))
+
+
+def ragged_steps(code):
+    laws.steps_of_ragged_rows(code, laws.ragged([12, 5, 1], "right", 1.0))
+
+
+def split_scan(code):
+    laws.scan_may_be_split(code, routed((1, 60, 3, 4), 1), [25, 7, 28])
+
+
+def mixed_recipe(code):
+    recipe = partial(mixed_quant_predicate_builder, "mixed_3_6", group_size=32)
+    laws.quantising_keeps_precision(code, recipe, group_size=32, bits=4)
+
+
+def casting(code):
+    laws.casting_keeps_precision(code, mx.bfloat16)
+
+
+def routing(code):
+    logits = mx.random.normal((50, 9), key=mx.random.key(0))
+    for num_active in (3, 8, 9):
+        laws.routing_is_the_affinity(code, np.array(logits), num_active, 0.5)
+
+
+def routing_of_ties(code):
+    laws.routing_is_the_affinity(code, np.zeros((2, 9), "float32"), 4)
+
+
+A_LOOP_OVER_CHUNKS = """chunks = increment.shape[1]
+    states = [state]
+    for n in range(chunks):
+        states.append(decay[:, n, :, None] * states[-1] + increment[:, n])
+    return mx.stack(states[:-1], axis=1), states[-1]
+"""
+
+LINEAR_ROUTER = "nn.Linear(hidden_size, num_memory_states + 2, bias=False)"
+
+MUTANTS = [
+    Mutant(
+        "law 1",
+        "a token finds itself in the memory before it is written",
+        scan_law(),
+        "ops.chunk_map",
+        "mx.tril(gram, -1) @ weight",
+        "mx.tril(gram) @ weight",
+    ),
+    Mutant(
+        "law 1",
+        "a token is read before it is written",
+        scan_law(),
+        "ops.chunk_map",
+        "mx.tril(read @ weight.swapaxes(-1, -2))",
+        "mx.tril(read @ weight.swapaxes(-1, -2), -1)",
+    ),
+    Mutant(
+        "law 1",
+        "norms decay once, not twice (portable)",
+        scan_law(form="portable"),
+        "ops.chunk_map",
+        "running * running * gain",
+        "running * gain",
+    ),
+    Mutant(
+        "law 1",
+        "the chunk's norms start from nothing",
+        scan_law(),
+        "ops.scan",
+        "norm0 = start.square().sum(axis=-1)",
+        "norm0 = 0 * start.square().sum(axis=-1)",
+    ),
+    Mutant(
+        "law 1",
+        "a write decays by its own weight",
+        scan_law(),
+        "ops.scan",
+        "reverse=True, inclusive=False",
+        "reverse=True, inclusive=True",
+    ),
+    Mutant(
+        "law 1",
+        "groups of chunks start empty",
+        scan_law((1, 80, 3, 4), chunk_size=1),
+        "ops.state_pass",
+        "starts.flatten(0, 1))",
+        "0 * starts.flatten(0, 1))",
+    ),
+    Mutant(
+        "law 1",
+        "the step divides by the norm, not by the root mean square",
+        lambda code: laws.steps_are_the_loop(code, routed((2, 10, 3, 4), 2)),
+        "ops.step",
+        "norm / width + eps",
+        "norm + eps",
+    ),
+    Mutant(
+        "law 1",
+        "temperature is forgotten",
+        laws.model_is_the_reference,
+        "ops.routing",
+        " / temperature, axis",
+        ", axis",
+    ),
+    Mutant(
+        "law 1",
+        "update and merge rate are exchanged",
+        laws.model_is_the_reference,
+        "layer",
+        "return rates[..., :1] * affinity, rates[..., 1:] * affinity",
+        "return rates[..., 1:] * affinity, rates[..., :1] * affinity",
+    ),
+    Mutant(
+        "law 2",
+        "the state given to the scan is ignored",
+        split_scan,
+        "ops.scan",
+        "state.astype(mx.float32)",
+        "mx.zeros_like(state)",
+    ),
+    Mutant(
+        "law 2",
+        "the state returned is that before the last chunk",
+        split_scan,
+        "ops.scan",
+        "y.astype(values.dtype), last",
+        "y.astype(values.dtype), start[:, -1]",
+    ),
+    Mutant(
+        "law 2",
+        "the cache is not written",
+        lambda code: laws.model_may_be_split(code, [33, 1, 5]),
+        "layer",
+        "cache[0] = state",
+        "cache[0] = cache[0]",
+    ),
+    Mutant(
+        "law 3",
+        "the scan ignores the mask",
+        ragged_scan,
+        "ops.scan",
+        "if mask is not None:",
+        "if False:",
+    ),
+    Mutant(
+        "law 3",
+        "the step ignores the mask",
+        ragged_steps,
+        "ops.step",
+        "if mask is None:",
+        "if True:",
+    ),
+    Mutant(
+        "law 3",
+        "pads are read, not written",
+        ragged_scan,
+        "ops.scan",
+        "split(theta), split(phi), split(values)",
+        "split(theta), mx.pad(phi, [(0, 0), (0, -length % chunk), (0, 0)])"
+        ".reshape(batch, chunks, chunk, -1), split(values)",
+    ),
+    Mutant(
+        "law 3",
+        "the model asks the cache for no mask (right padding)",
+        laws.model_of_right_padded_rows,
+        "model",
+        "mask = create_ssm_mask(x, cache[0])",
+        "mask = None",
+    ),
+    Mutant(
+        "law 3",
+        "the model asks the cache for no mask (left padding)",
+        laws.model_of_left_padded_rows,
+        "model",
+        "mask = create_ssm_mask(x, cache[0])",
+        "mask = None",
+    ),
+    Mutant(
+        "law 3",
+        "the cache is not told how far the batch is",
+        laws.model_of_right_padded_rows,
+        "layer",
+        "cache.advance(length)",
+        "cache.advance(0)",
+    ),
+    Mutant(
+        "law 4",
+        "tokens read what comes after them in the chunk",
+        lambda code: laws.future_changes_nothing(code, 17),
+        "ops.chunk_map",
+        "mx.tril(read @ weight.swapaxes(-1, -2))",
+        "read @ weight.swapaxes(-1, -2)",
+    ),
+    Mutant(
+        "law 4",
+        "norms know what comes after them in the chunk",
+        lambda code: laws.future_changes_nothing(code, 17),
+        "ops.chunk_map",
+        "mx.tril(gram, -1) @ weight",
+        "gram @ weight",
+    ),
+    Mutant(
+        "law 4",
+        "no triangle in the weights (portable)",
+        lambda code: laws.future_changes_nothing(code, 17, "portable"),
+        "ops.chunk_map",
+        "mx.where(causal, running * theta[:, :, None], 0)",
+        "running * theta[:, :, None]",
+    ),
+    Mutant(
+        "law 5",
+        "the k best are not renormalised",
+        routing,
+        "ops.routing",
+        "weights / weights.sum(axis=-1, keepdims=True)",
+        "weights",
+    ),
+    Mutant(
+        "law 5",
+        "the k best are not renormalised (dense form)",
+        routing,
+        "ops.routing",
+        "alpha / alpha.sum(axis=-1, keepdims=True)",
+        "alpha",
+    ),
+    Mutant(
+        "law 5",
+        "of equal rows all are active (dense form)",
+        routing_of_ties,
+        "ops.routing",
+        "keys >= _largest(keys, num_active)[..., :1]",
+        "alpha >= mx.sort(alpha, axis=-1)[..., -num_active, None]",
+    ),
+    Mutant(
+        "law 5",
+        "the k best but one more, without the best",
+        routing,
+        "ops.routing",
+        "[..., rest:]",
+        "[..., rest - 1 : -1]",
+    ),
+    Mutant(
+        "law 5",
+        "ties go to the highest index",
+        routing_of_ties,
+        "ops.routing",
+        "indices = num_rows - 1 - low_word",
+        "indices = low_word",
+    ),
+    Mutant(
+        "law 5",
+        "k = m keeps one row fewer",
+        laws.dense_is_sparse_with_all_rows,
+        "layer",
+        "routing[..., :-2], self.num_active_states,",
+        "routing[..., :-2], self.num_active_states - 1,",
+    ),
+    Mutant(
+        "law 5",
+        "rates are read from the first rows of the router",
+        lambda code: laws.rows_have_no_order(code, 2),
+        "layer",
+        "mx.sigmoid(routing[..., -2:])",
+        "mx.sigmoid(routing[..., :2])",
+    ),
+    Mutant(
+        "law 5",
+        "the sparse step adds where it should replace",
+        lambda code: laws.sparse_step_is_the_step(code, 2),
+        "ops.step",
+        "mx.put_along_axis(state, where, rows, axis=1)",
+        "state + mx.put_along_axis(mx.zeros_like(state), where, rows, axis=1)",
+    ),
+    Mutant(
+        "law 6",
+        "no gradient through the decay of what is read",
+        gradient_law(),
+        "ops.chunk_map",
+        "d_read * read + d_inner * inner",
+        "d_inner * inner",
+    ),
+    Mutant(
+        "law 6",
+        "no gradient through the decay inside the norms",
+        gradient_law(),
+        "ops.chunk_map",
+        "d_inner * inner - d_weight * weight",
+        "-d_weight * weight",
+    ),
+    Mutant(
+        "law 6",
+        "no gradient through what the norms keep",
+        gradient_law(),
+        "ops.chunk_map",
+        "d_keep + 2 * keep * d_gain * norm_before",
+        "d_keep",
+    ),
+    Mutant(
+        "law 6",
+        "no gradient of the norms at the chunk's start",
+        gradient_law(),
+        "ops.chunk_map",
+        "d_norm0.squeeze(2)",
+        "0 * d_norm0.squeeze(2)",
+    ),
+    Mutant(
+        "law 6",
+        "no gradient through the diagonal of G",
+        gradient_law(),
+        "ops.chunk_map",
+        "mx.eye(gram.shape[-1]) *",
+        "0 *",
+    ),
+    Mutant(
+        "law 6",
+        "no gradient through the norms (portable)",
+        gradient_law("portable"),
+        "ops.chunk_map",
+        "phi * mx.rsqrt(mx.maximum(norm, 0) / width + eps)",
+        "phi * mx.stop_gradient(mx.rsqrt(mx.maximum(norm, 0) / width + eps))",
+    ),
+    Mutant(
+        "law 6",
+        "the gradient of the last state is dropped",
+        laws.final_state_gradient_is_kept,
+        "ops.state_pass",
+        "d_starts[:, ::-1], d_last)",
+        "d_starts[:, ::-1], mx.zeros_like(d_last))",
+    ),
+    Mutant(
+        "law 6",
+        "no gradient through the decay of chunks",
+        gradient_law(),
+        "ops.state_pass",
+        "return d_decay, d_increment",
+        "return 0 * d_decay, d_increment",
+    ),
+    Mutant(
+        "law 6",
+        "the sum of the k best is a constant",
+        lambda code: laws.routing_gradient_is_the_affinitys(code, 2, 1.0),
+        "ops.routing",
+        "weights / weights.sum(axis=-1, keepdims=True)",
+        "weights / mx.stop_gradient(weights.sum(axis=-1, keepdims=True))",
+    ),
+    Mutant(
+        "law 6",
+        "silu's slope is the sigmoid",
+        laws.swiglu_is_mlx_lms,
+        "ops.activations",
+        "(sigmoid + silu * (1 - sigmoid))",
+        "sigmoid",
+    ),
+    Mutant(
+        "law 8",
+        "the cache keeps what was read",
+        lambda code: laws.streaming_is_flat(code, 100_000),
+        "layer",
+        "cache[0] = state",
+        "cache[0] = state; cache.history = [*getattr(cache, 'history', []), y]",
+    ),
+    Mutant(
+        "law 8",
+        "a loop over chunks in the graph",
+        laws.graph_does_not_grow,
+        "ops.state_pass",
+        "chunks = increment.shape[1]\n",
+        A_LOOP_OVER_CHUNKS,
+    ),
+    Mutant(
+        "law 10",
+        "the router is a linear layer (quantised)",
+        mixed_recipe,
+        "layer",
+        "Router(hidden_size, num_memory_states)\n",
+        f"{LINEAR_ROUTER}\n",
+    ),
+    Mutant(
+        "law 10",
+        "the router is a linear layer (LoRA)",
+        laws.lora_leaves_the_router_alone,
+        "layer",
+        "Router(hidden_size, num_memory_states)\n",
+        f"{LINEAR_ROUTER}\n",
+    ),
+    Mutant(
+        "law 10",
+        "the router may be cast",
+        casting,
+        "model",
+        '("router.weight", "norm.weight")',
+        '("norm.weight",)',
+    ),
+    Mutant(
+        "law 10",
+        "the state is kept in the dtype of the weights",
+        casting,
+        "layer",
+        "cache[0] = state",
+        "cache[0] = state.astype(x.dtype)",
+    ),
+    Mutant(
+        "law 10",
+        "the state is kept in the dtype of the weights (drift)",
+        laws.bf16_decode_does_not_drift,
+        "layer",
+        "cache[0] = state",
+        "cache[0] = state.astype(x.dtype)",
+    ),
+    Mutant(
+        "law 10",
+        "float32 norms widen the logits",
+        casting,
+        "model",
+        ".astype(x.dtype)",
+        "",
+    ),
+]
+
+
+if __name__ == "__main__":
+    for mutant in MUTANTS:
+        print(f"{mutant!s:75} {mutant.found() or 'NOT FOUND'}")

@@ -1,0 +1,46 @@
+"""The laws fail where they should: each runs on a copy of the package with one line broken."""
+
+from __future__ import annotations
+
+import sys
+
+import mlx.core as mx
+import pytest
+from cases import REAL, Code
+from mutants import MUTANTS, mutated
+
+
+@pytest.fixture(autouse=True)
+def not_compiled():
+    """On the CPU every fused expression of every mutant would be a run of the C++ compiler."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_law_fails_on(mutant):
+    mutant.check(REAL)  # it is the mutation that fails the law, not the law itself
+    finding = mutant.found()
+    assert finding, f"{mutant.check} does not see it"
+    print(finding)
+
+
+def test_every_law_has_a_mutant():
+    assert {m.law for m in MUTANTS} == {f"law {n}" for n in (1, 2, 3, 4, 5, 6, 8, 10)}
+
+
+@pytest.mark.parametrize("text", ["no such text", "mx"])
+def test_text_that_is_not_there_once_is_an_error(text):
+    with pytest.raises(ValueError, match="must be once"):
+        mutated("ops.step", text, "")
+
+
+def test_mutating_leaves_the_package_alone():
+    before = {name: id(module) for name, module in sys.modules.items()}
+    finders = list(sys.meta_path)
+    code = mutated("ops.step", "norm / width + eps", "norm + eps")
+    assert code.ops.memory_step is not REAL.ops.memory_step
+    assert {name: id(sys.modules[name]) for name in before} == before
+    assert sys.meta_path == finders
+    assert Code.imported() == REAL

@@ -1,0 +1,150 @@
+"""Routing, swiglu and the edges of the ops: ties, half precision, NaN, misfit shapes."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from cases import REAL, routed, same_bits
+from laws import routing_is_the_affinity
+from mlx_lm.models.activations import swiglu
+
+from fm_mlx import ops
+
+ROWS = 9
+
+
+class TestRouting:
+    """`route` and, in dense form, `affinity`."""
+
+    @pytest.mark.parametrize("num_active", [1, 2, 8, ROWS])
+    @pytest.mark.parametrize("temperature", [1.0, 0.5, 0.125])
+    def test_is_the_affinity(self, num_active, temperature):
+        logits = np.random.default_rng(0).normal(size=(50, ROWS)).astype(np.float32)
+        routing_is_the_affinity(REAL, logits, num_active, temperature)
+
+    @pytest.mark.parametrize("num_active", [1, 4, ROWS])
+    def test_ties_go_to_the_lowest_index(self, num_active):
+        equal = np.zeros((2, ROWS), np.float32)
+        routing_is_the_affinity(REAL, equal, num_active)
+        indices, _ = ops.route(mx.array(equal), num_active)
+        assert np.array(indices).tolist() == [list(range(num_active))] * 2
+
+    def test_ties_among_a_few_levels(self):
+        """Equal logits have bit-equal affinities, in a vector unit's lanes and past its last."""
+        levels = np.random.default_rng(1).normal(size=3).astype(np.float32)
+        for rows in (3, ROWS, 21, 64):
+            logits = np.random.default_rng(rows).choice(levels, (200, rows))
+            for num_active in range(1, rows + 1, 5):
+                routing_is_the_affinity(REAL, logits, num_active)
+
+    def test_affinities_that_underflow_to_zero(self):
+        """Three rows share everything; the other two places go to the first rows left."""
+        logits = np.full((1, ROWS), -1000, np.float32)
+        logits[0, [2, 5, 7]] = [0, 3, 1]
+        indices, weights = ops.route(mx.array(logits), 5)
+        assert np.array(indices).tolist() == [[5, 7, 2, 0, 1]]
+        assert np.array(weights)[0, 3:].tolist() == [0, 0]
+        np.testing.assert_allclose(np.array(weights.sum(axis=-1)), 1, atol=1e-6)
+
+    @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
+    def test_half_precision_logits(self, dtype):
+        """Computed in float32; bf16 logits tie often."""
+        logits = mx.array(np.random.default_rng(2).normal(size=(100, ROWS))).astype(dtype)
+        indices, weights = ops.route(logits, 3)
+        wanted = ops.route(logits.astype(mx.float32), 3)
+        assert weights.dtype == mx.float32
+        same_bits(indices, wanted[0], "indices")
+        same_bits(weights, wanted[1], "weights")
+        routing_is_the_affinity(REAL, np.array(logits.astype(mx.float32)), 3)
+
+    @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
+    @pytest.mark.parametrize("num_active", [1, 4, ROWS])
+    def test_nan_scores_still_give_rows_that_exist_once(self, bad, num_active):
+        """Indices out of range would write outside the state (mlx-mfa)."""
+        logits = np.zeros((3, ROWS), np.float32)
+        logits[0, 4] = logits[1] = bad
+        indices = np.array(ops.route(mx.array(logits), num_active)[0])
+        for row in indices:
+            assert len(set(row.tolist())) == num_active
+            assert row.min() >= 0 and row.max() < ROWS
+
+    def test_any_leading_shape(self):
+        logits = mx.random.normal((2, 3, 4, ROWS))
+        indices, weights = ops.route(logits, 2)
+        assert indices.shape == weights.shape == (2, 3, 4, 2)
+        alone = ops.route(logits[1, 2, 3], 2)
+        same_bits(indices[1, 2, 3], alone[0], "indices")
+        dense = ops.affinity(logits, 2)
+        assert dense.shape == logits.shape
+        assert (np.array(dense) > 0).sum(axis=-1).tolist() == np.full((2, 3, 4), 2).tolist()
+
+    @pytest.mark.parametrize("num_active", [0, -1, ROWS + 1])
+    def test_number_of_rows_out_of_range(self, num_active):
+        for op in (ops.route, ops.affinity):
+            with pytest.raises(ValueError, match=rf"num_active is {num_active}; .*1 to {ROWS}"):
+                op(mx.zeros((1, ROWS)), num_active)
+
+    @pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
+    def test_temperature_out_of_range(self, temperature):
+        for op in (ops.route, ops.affinity):
+            with pytest.raises(ValueError, match=f"temperature is {temperature}"):
+                op(mx.zeros((1, ROWS)), 2, temperature)
+
+
+class TestMemoryScanRefuses:
+    @pytest.mark.parametrize("chunk_size", [0, -1, 33])
+    def test_chunk_sizes(self, chunk_size):
+        inputs = routed((1, 5, 3, 4), 1).arrays()[:3]
+        with pytest.raises(ValueError, match=f"chunk_size is {chunk_size}; allowed are 1 to 32"):
+            ops.memory_scan(*inputs, chunk_size=chunk_size)
+
+    @pytest.mark.parametrize(
+        ("name", "shape"),
+        [
+            ("theta", (5, 3)),
+            ("theta", (1, 0, 3)),
+            ("phi", (1, 5, 4)),
+            ("phi", (1, 4, 3)),
+            ("values", (5, 4)),
+            ("values", (1, 6, 4)),
+            ("values", (2, 5, 4)),
+            ("state", (1, 4, 3)),
+            ("state", (3, 4)),
+            ("state", (2, 3, 4)),
+            ("mask", (1, 4)),
+            ("mask", (5,)),
+        ],
+    )
+    def test_misfit_shapes(self, name, shape):
+        inputs = {
+            "theta": mx.zeros((1, 5, 3)),
+            "phi": mx.zeros((1, 5, 3)),
+            "values": mx.zeros((1, 5, 4)),
+            "state": mx.zeros((1, 3, 4)),
+            "mask": mx.ones((1, 5), dtype=mx.bool_),
+        }
+        ops.memory_scan(**inputs)
+        inputs[name] = mx.zeros(shape).astype(inputs[name].dtype)
+        with pytest.raises(ValueError, match="shape"):
+            ops.memory_scan(**inputs)
+
+
+class TestSwiglu:
+    """Value and gradient: test_gradients.py."""
+
+    def test_infinite_and_nan_inputs_as_mlx_lms(self):
+        gate = mx.array([-1e30, 1e30, np.nan, 1.0])
+        up = mx.array([1.0, 1.0, 1.0, np.nan])
+        np.testing.assert_allclose(
+            np.array(ops.swiglu(gate, up)), np.array(swiglu(gate, up)), rtol=1e-6, atol=1e-6
+        )
+
+    @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
+    def test_half_precision_stays(self, dtype):
+        x = mx.linspace(-4, 4, 9).astype(dtype)
+        assert ops.swiglu(x, x).dtype == dtype
+        same_bits(ops.swiglu(x, x).astype(mx.float32), swiglu(x, x).astype(mx.float32), "swiglu")
+
+    def test_zero_tokens(self):
+        assert ops.swiglu(mx.zeros((0, 4)), mx.zeros((0, 4))).shape == (0, 4)

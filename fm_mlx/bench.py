@@ -27,6 +27,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from tqdm import tqdm
 
 from fm_mlx.model import MODEL_TYPE, Model, ModelArgs
+from fm_mlx.ops.chunk_map import MAX_CHUNK
 
 VOCAB_SIZE = 2048
 PREFILL_STEP = 512
@@ -71,7 +72,7 @@ MAMBA2_CONFIG = dict(
     vocab_size=VOCAB_SIZE,
     tie_word_embeddings=True,
 )
-# one wide block is enough to see what surrounds its matrix products
+# two wide blocks are enough to see what surrounds its matrix products
 WIDE_CONFIG = FM_CONFIG | dict(
     hidden_size=1024, num_hidden_layers=2, intermediate_size=3072, memory_size=1024
 )
@@ -220,11 +221,10 @@ def bench_training(arms: list[Arm], length: int, rounds: int) -> dict[str, Timed
     return in_turns(runs, own, rounds)
 
 
-def matrix_products(config: dict, length: int) -> Callable[[], list[mx.array]]:
+def matrix_products(config: dict, length: int) -> Callable[[], None]:
     """Just the d-wide matrix products of FM's blocks on ``length`` tokens, nothing else."""
     args = ModelArgs.from_dict(config)
     hidden, width, rows = args.hidden_size, args.memory_size, args.num_memory_states
-    chunk = 32
     x = mx.random.normal((1, length, hidden))
     weights = [
         mx.random.normal((columns, hidden))
@@ -234,10 +234,10 @@ def matrix_products(config: dict, length: int) -> Callable[[], list[mx.array]]:
     down = mx.random.normal((hidden, args.intermediate_size))
     y = mx.random.normal((1, length, width))
     out = mx.random.normal((hidden, width))
-    v = mx.random.normal((1, length // chunk, chunk, width))
-    small = mx.random.normal((1, length // chunk, chunk, rows))
-    square = mx.random.normal((1, length // chunk, chunk, chunk))
-    state = mx.random.normal((1, length // chunk, rows, width))
+    v = mx.random.normal((1, length // MAX_CHUNK, MAX_CHUNK, width))
+    small = mx.random.normal((1, length // MAX_CHUNK, MAX_CHUNK, rows))
+    square = mx.random.normal((1, length // MAX_CHUNK, MAX_CHUNK, MAX_CHUNK))
+    state = mx.random.normal((1, length // MAX_CHUNK, rows, width))
     mx.eval(x, weights, z, down, y, out, v, small, square, state)
 
     def block() -> list[mx.array]:

@@ -1,7 +1,7 @@
 """The inside of a chunk: the part of the scan that is not a matrix product.
 
 Within a chunk of C tokens that starts from the state H, the row norms, and with them
-the whole output, follow from scalars (design: the Gram-space chunked scan):
+the whole output, follow from inner products of the values:
 
     theta, phi  (B, N, C, m)   write and merge weights of N chunks
     gram        (B, N, C, C)   G = V V^T of each chunk

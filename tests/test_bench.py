@@ -1,0 +1,76 @@
+"""`fm-mlx bench`: that it compares equals and prints what it measured; never how fast."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+from fm_mlx import bench
+from fm_mlx.cli import main
+
+
+def test_arms_are_of_equal_size():
+    fm, *others = bench.build_arms(llama_heads=8)
+    assert fm.name == "fm" and {arm.name for arm in others} == {"llama", "mamba2"}
+    for arm in others:
+        assert abs(arm.parameters / fm.parameters - 1) <= 0.02, arm.name
+
+
+def test_peak_leaves_out_what_belongs_to_others():
+    held = mx.zeros((1000, 1000))
+    mx.eval(held)
+
+    def run() -> float:
+        mx.eval(mx.ones((500, 500)))
+        return 1.0
+
+    measured = bench.in_turns({"fm": run}, {"fm": 0}, rounds=2)["fm"]
+    assert measured.seconds == 1.0
+    assert 1e6 <= measured.peak < held.nbytes
+
+
+@pytest.fixture
+def tiny_arms(monkeypatch):
+    """Two narrow layers each, and no run of the C++ compiler."""
+    small = dict(hidden_size=32, num_hidden_layers=2)
+    for name, more in {
+        "FM_CONFIG": dict(intermediate_size=32, memory_size=16, num_memory_states=8),
+        "WIDE_CONFIG": dict(intermediate_size=32, memory_size=16, num_memory_states=8),
+        "LLAMA_CONFIG": dict(intermediate_size=32),
+        "MAMBA2_CONFIG": dict(intermediate_size=32, num_heads=2, head_dim=16, state_size=8),
+    }.items():
+        monkeypatch.setattr(bench, name, getattr(bench, name) | small | more)
+    monkeypatch.setattr(bench, "PREFILL_STEP", 64)
+    monkeypatch.setattr(bench, "DECODED_TOKENS", 5)
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+def test_prints_every_figure_of_every_arm(tiny_arms, capsys):
+    options = "--contexts 64 96 --train-lengths 8 --rounds 1 --llama-heads 2"
+    assert main(["bench", *options.split()]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")]
+    assert rows[0][1:4] == ["fm", "llama", "mamba2"]
+    for label in ("prefill 64", "prefill 96", "decode after 96", "training T=8"):
+        assert sum(label in row[0] for row in rows) == 2, label  # time and peak memory
+    assert all(len(row) == 6 for row in rows)
+    assert "hidden 32: " in out
+
+
+def test_ratio_above_one_favours_fm(tiny_arms, capsys):
+    assert main(["bench", "--contexts", "64", "--train-lengths", "--rounds", "1"]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    table = {row[0]: row[1:] for row in rows if len(row) == 6}
+    fm, llama, _, ratio, _ = table["prefill 64, tokens/s"]
+    speeds = [float(figure.replace(",", "")) for figure in (fm, llama)]
+    assert float(ratio[:-1]) == pytest.approx(speeds[0] / speeds[1], rel=0.05)
+    fm, llama, _, ratio, _ = table["decode after 64, ms/token"]
+    assert float(ratio[:-1]) == pytest.approx(float(llama) / float(fm), rel=0.1)
+
+
+@pytest.mark.parametrize("option", ["--contexts", "--train-lengths", "--rounds"])
+def test_numbers_below_one_are_refused(option, capsys):
+    assert main(["bench", option, "0"]) == 2
+    assert option in capsys.readouterr().err

@@ -75,7 +75,9 @@ class FactorizationMemory(nn.Module):
         """
         batch, length, _ = x.shape
         values = self.in_proj(x)
-        theta, phi = self._weights(self.router(x))
+        theta, phi = ops.route_dense(
+            self.router(x), self.num_active_states, self.affinity_temperature
+        )
         state = None if cache is None else cache[0]
         if state is None:
             state = mx.zeros((batch, self.num_memory_states, self.memory_size), mx.float32)
@@ -95,11 +97,3 @@ class FactorizationMemory(nn.Module):
             cache[0] = state
             cache.advance(length)
         return self.out_proj(y)
-
-    def _weights(self, routing: mx.array) -> tuple[mx.array, mx.array]:
-        """Write weights theta and merge weights phi, (B, T, m), of what the router gave."""
-        affinity = ops.affinity(
-            routing[..., :-2], self.num_active_states, self.affinity_temperature
-        )
-        rates = mx.sigmoid(routing[..., -2:])
-        return rates[..., :1] * affinity, rates[..., 1:] * affinity

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from types import ModuleType
@@ -16,14 +16,17 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import pytest
 
 from fm_mlx import reference
+from fm_mlx.metal_kernels import simulator
 
-# Both spellings of the inside of a chunk; memory_scan picks one by device.
-FORMS = ("factored", "portable")
+# The spellings of the inside of a chunk. memory_scan picks one by device; "kernel" is the
+# Metal source of every kernel of the scan, executed by the simulator.
+FORMS = ("factored", "portable", "kernel")
 
 # float32 against the float64 loop, on outputs of unit scale: a few dozen roundings of
-# 6e-8. Measured: 2e-7 (factored), 7e-7 (portable); 3e-6 after 100 writes of 1e-7, of
+# 6e-8. Measured: 2e-7 (factored), 7e-7 (portable, kernel); 3e-6 after 100 writes of 1e-7, of
 # which the decay 1 - 1e-7 is off by 2e-8 each in float32, in the step as well.
 SCAN_TOLERANCE = 4e-6
 
@@ -45,11 +48,12 @@ class Code:
     chunk_map: ModuleType
     layer: ModuleType
     model: ModuleType
+    launch: ModuleType
 
     @classmethod
     def imported(cls) -> Code:
         """What ``import fm_mlx`` finds now."""
-        names = ("ops", "ops.scan", "ops.chunk_map", "layer", "model")
+        names = ("ops", "ops.scan", "ops.chunk_map", "layer", "model", "metal_kernels.launch")
         return cls(*(importlib.import_module(f"fm_mlx.{name}") for name in names))
 
     @contextmanager
@@ -63,9 +67,12 @@ class Code:
             calls += 1
             return spelled(width, eps)(theta, phi, gram, projection, norm0)
 
+        if name == "kernel" and (reason := simulator.unavailable()):
+            pytest.skip(reason)
         chosen, self.scan.chunk_map = self.scan.chunk_map, chunk_map
         try:
-            yield
+            with self.launch.using("simulator") if name == "kernel" else nullcontext():
+                yield
         finally:
             self.scan.chunk_map = chosen
         assert calls, f"the {name} form was not run"

@@ -17,6 +17,9 @@ from tiny import CONFIG, train_tokenizer
 
 import fm_mlx
 
+# The oracles are float64, which no GPU has; tests/kernels goes to the GPU where there is one.
+mx.set_default_device(mx.cpu)
+
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -83,21 +83,32 @@ def scattered(indices: mx.array, weights: mx.array, rows: int) -> mx.array:
     return mx.put_along_axis(dense, indices, weights, axis=-1)
 
 
+def with_rates(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits with two rates behind them, as a router gives them; and the rates' sigmoids."""
+    rates = np.random.default_rng(5).normal(size=(*logits.shape[:-1], 2)) * 2
+    routing = np.concatenate([logits, rates], axis=-1).astype(np.float32)
+    update, merge = np.moveaxis(reference.sigmoid(double(routing[..., -2:])), -1, 0)
+    return routing, update[..., None], merge[..., None]
+
+
 def routing_is_the_affinity(
     code: Code, logits: np.ndarray, num_active: int, temperature: float = 1.0
 ) -> float:
-    """route and affinity = the float64 affinity; the rows are those of a stable sort."""
+    """route and route_dense = the float64 affinity; the rows are those of a stable sort."""
     rows = logits.shape[-1]
-    indices, weights = code.ops.route(mx.array(logits), num_active, temperature)
-    assert (indices.dtype, weights.dtype) == (mx.int32, mx.float32)
+    routing, update, merge = with_rates(logits)
+    indices, *sparse = code.ops.route(mx.array(routing), num_active, temperature)
+    assert [x.dtype for x in (indices, *sparse)] == [mx.int32, mx.float32, mx.float32]
     best = np.argsort(-logits, axis=-1, kind="stable")[..., :num_active]
-    wanted = best if num_active < rows else np.sort(best)
-    assert np.array_equal(np.array(indices), wanted), "indices"
-    dense = code.ops.affinity(mx.array(logits), num_active, temperature)
-    assert dense.dtype == mx.float32
+    assert np.array_equal(np.array(indices), np.sort(best)), "indices"
+    dense = code.ops.route_dense(mx.array(routing), num_active, temperature)
+    assert [x.dtype for x in dense] == [mx.float32, mx.float32]
     alpha = reference.affinity(double(logits), num_active, temperature)
-    of_route = close(scattered(indices, weights, rows), alpha, AFFINITY_TOLERANCE, "of route")
-    return max(of_route, close(dense, alpha, AFFINITY_TOLERANCE, "of affinity"))
+    return max(
+        close(got, rate * alpha, AFFINITY_TOLERANCE, what)
+        for x, y, rate, name in zip(sparse, dense, (update, merge), ("theta", "phi"), strict=True)
+        for got, what in ((scattered(indices, x, rows), f"sparse {name}"), (y, f"dense {name}"))
+    )
 
 
 def model_is_the_reference(code: Code, length: int = 70, **config) -> float:
@@ -399,28 +410,38 @@ def final_state_gradient_is_kept(code: Code, form: str = "factored") -> float:
 
 
 def routing_gradient_is_the_affinitys(code: Code, num_active: int, temperature: float) -> float:
-    """d<weights, c>/d logits, of route and of affinity = differences of the float64 affinity."""
+    """d<theta, c> + <phi, e>/d routing, sparse and dense = differences of the float64 form."""
     rng = np.random.default_rng(3)
-    logits = rng.normal(size=(6, 5)).astype(np.float32)
-    weights = rng.normal(size=(6, 5)).astype(np.float32)
-    wanted, x = np.zeros((6, 5)), double(logits)
+    routing, _, _ = with_rates(rng.normal(size=(6, 5)))
+    weights = rng.normal(size=(2, 6, 5)).astype(np.float32)
+
+    def loss(x: np.ndarray) -> float:
+        alpha = reference.affinity(x[:, :-2], num_active, temperature)
+        update, merge = reference.sigmoid(x[:, -2:, None]).swapaxes(0, 1)
+        return float((update * alpha * weights[0] + merge * alpha * weights[1]).sum())
+
+    x = double(routing)
+    wanted = np.zeros_like(x)
     for at in np.ndindex(*x.shape):
         for sign in (1, -1):
             shifted = x.copy()
             shifted[at] += sign * STEP
-            alpha = reference.affinity(shifted, num_active, temperature)
-            wanted[at] += sign * (alpha * weights).sum() / (2 * STEP)
+            wanted[at] += sign * loss(shifted) / (2 * STEP)
 
-    def of_route(logits):
-        alpha = scattered(*code.ops.route(logits, num_active, temperature), 5)
-        return (alpha * mx.array(weights)).sum()
+    def of_route(routing):
+        indices, *sparse = code.ops.route(routing, num_active, temperature)
+        return sum(
+            (scattered(indices, x, 5) * mx.array(w)).sum()
+            for x, w in zip(sparse, weights, strict=True)
+        )
 
-    def of_affinity(logits):
-        return (code.ops.affinity(logits, num_active, temperature) * mx.array(weights)).sum()
+    def of_route_dense(routing):
+        dense = code.ops.route_dense(routing, num_active, temperature)
+        return sum((x * mx.array(w)).sum() for x, w in zip(dense, weights, strict=True))
 
     return max(
-        close(mx.grad(loss)(mx.array(logits)), wanted, GRADIENT_TOLERANCE, loss.__name__)
-        for loss in (of_route, of_affinity)
+        close(mx.grad(form)(mx.array(routing)), wanted, GRADIENT_TOLERANCE, form.__name__)
+        for form in (of_route, of_route_dense)
     )
 
 

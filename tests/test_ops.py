@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from cases import REAL, routed, same_bits
-from laws import routing_is_the_affinity
+from laws import routing_is_the_affinity, with_rates
 from mlx_lm.models.activations import swiglu
 
 from fm_mlx import ops
@@ -15,7 +15,7 @@ ROWS = 9
 
 
 class TestRouting:
-    """`route` and, in dense form, `affinity`."""
+    """`route` and `route_dense`."""
 
     @pytest.mark.parametrize("num_active", [1, 2, 8, ROWS])
     @pytest.mark.parametrize("temperature", [1.0, 0.5, 0.125])
@@ -24,14 +24,12 @@ class TestRouting:
         routing_is_the_affinity(REAL, logits, num_active, temperature)
 
     @pytest.mark.parametrize("num_active", [1, 4, ROWS])
-    def test_ties_go_to_the_lowest_index(self, num_active):
-        equal = np.zeros((2, ROWS), np.float32)
+    @pytest.mark.parametrize("zero", [0.0, [0.0, -0.0] * 4 + [0.0]], ids=["equal", "signed"])
+    def test_ties_go_to_the_lowest_index(self, num_active, zero):
+        equal = np.zeros((2, ROWS), np.float32) + np.float32(zero)
         routing_is_the_affinity(REAL, equal, num_active)
-        indices, _ = ops.route(mx.array(equal), num_active)
-        assert np.array(indices).tolist() == [list(range(num_active))] * 2
 
     def test_ties_among_a_few_levels(self):
-        """Equal logits have bit-equal affinities, in a vector unit's lanes and past its last."""
         levels = np.random.default_rng(1).normal(size=3).astype(np.float32)
         for rows in (3, ROWS, 21, 64):
             logits = np.random.default_rng(rows).choice(levels, (200, rows))
@@ -39,57 +37,60 @@ class TestRouting:
                 routing_is_the_affinity(REAL, logits, num_active)
 
     def test_affinities_that_underflow_to_zero(self):
-        """Three rows share everything; the other two places go to the first rows left."""
-        logits = np.full((1, ROWS), -1000, np.float32)
+        """Three rows share everything; the other two places go to the largest logits left."""
+        logits = np.full((1, ROWS), -2000, np.float32)
         logits[0, [2, 5, 7]] = [0, 3, 1]
-        indices, weights = ops.route(mx.array(logits), 5)
-        assert np.array(indices).tolist() == [[5, 7, 2, 0, 1]]
-        assert np.array(weights)[0, 3:].tolist() == [0, 0]
-        np.testing.assert_allclose(np.array(weights.sum(axis=-1)), 1, atol=1e-6)
+        logits[0, 8] = -1000
+        indices, theta, _ = ops.route(mx.array(with_rates(logits)[0]), 5)
+        assert np.array(indices).tolist() == [[0, 2, 5, 7, 8]]
+        assert np.array(theta)[0, [0, 4]].tolist() == [0, 0]
+        routing_is_the_affinity(REAL, logits[:, [2, 5, 7, 8]], 3)
 
     @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
     def test_half_precision_logits(self, dtype):
         """Computed in float32; bf16 logits tie often."""
-        logits = mx.array(np.random.default_rng(2).normal(size=(100, ROWS))).astype(dtype)
-        indices, weights = ops.route(logits, 3)
-        wanted = ops.route(logits.astype(mx.float32), 3)
-        assert weights.dtype == mx.float32
-        same_bits(indices, wanted[0], "indices")
-        same_bits(weights, wanted[1], "weights")
-        routing_is_the_affinity(REAL, np.array(logits.astype(mx.float32)), 3)
+        routing = mx.array(np.random.default_rng(2).normal(size=(100, ROWS + 2))).astype(dtype)
+        for op in (ops.route, ops.route_dense):
+            got, wanted = op(routing, 3), op(routing.astype(mx.float32), 3)
+            assert got[-1].dtype == mx.float32
+            for a, b in zip(got, wanted, strict=True):
+                same_bits(a, b, "routing")
+        logits = routing[:, :ROWS].astype(mx.float32)
+        routing_is_the_affinity(REAL, np.array(logits), 3)
 
-    @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
+    @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("num_active", [1, 4, ROWS])
     def test_nan_scores_still_give_rows_that_exist_once(self, bad, num_active):
         """Indices out of range would write outside the state (mlx-mfa)."""
-        logits = np.zeros((3, ROWS), np.float32)
-        logits[0, 4] = logits[1] = bad
-        indices = np.array(ops.route(mx.array(logits), num_active)[0])
+        routing = np.zeros((3, ROWS + 2), np.float32)
+        routing[0, 4] = routing[1, :ROWS] = bad
+        indices = np.array(ops.route(mx.array(routing), num_active)[0])
         for row in indices:
             assert len(set(row.tolist())) == num_active
             assert row.min() >= 0 and row.max() < ROWS
 
     def test_any_leading_shape(self):
-        logits = mx.random.normal((2, 3, 4, ROWS))
-        indices, weights = ops.route(logits, 2)
-        assert indices.shape == weights.shape == (2, 3, 4, 2)
-        alone = ops.route(logits[1, 2, 3], 2)
-        same_bits(indices[1, 2, 3], alone[0], "indices")
-        dense = ops.affinity(logits, 2)
-        assert dense.shape == logits.shape
-        assert (np.array(dense) > 0).sum(axis=-1).tolist() == np.full((2, 3, 4), 2).tolist()
+        routing = mx.random.normal((2, 3, 4, ROWS + 2))
+        sparse = ops.route(routing, 2)
+        assert {x.shape for x in sparse} == {(2, 3, 4, 2)}
+        alone = ops.route(routing[1, 2, 3], 2)
+        same_bits(sparse[0][1, 2, 3], alone[0], "indices")
+        for dense in ops.route_dense(routing, 2):
+            assert dense.shape == (2, 3, 4, ROWS)
+            active = (np.array(dense) > 0).sum(axis=-1)
+            assert active.tolist() == np.full((2, 3, 4), 2).tolist()
 
     @pytest.mark.parametrize("num_active", [0, -1, ROWS + 1])
     def test_number_of_rows_out_of_range(self, num_active):
-        for op in (ops.route, ops.affinity):
+        for op in (ops.route, ops.route_dense):
             with pytest.raises(ValueError, match=rf"num_active is {num_active}; .*1 to {ROWS}"):
-                op(mx.zeros((1, ROWS)), num_active)
+                op(mx.zeros((1, ROWS + 2)), num_active)
 
     @pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
     def test_temperature_out_of_range(self, temperature):
-        for op in (ops.route, ops.affinity):
+        for op in (ops.route, ops.route_dense):
             with pytest.raises(ValueError, match=f"temperature is {temperature}"):
-                op(mx.zeros((1, ROWS)), 2, temperature)
+                op(mx.zeros((1, ROWS + 2)), 2, temperature)
 
 
 class TestMemoryScanRefuses:

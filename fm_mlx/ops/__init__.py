@@ -4,15 +4,16 @@ Everything here is differentiable, runs on any MLX device, and keeps the state i
 """
 
 from fm_mlx.ops.activations import swiglu
-from fm_mlx.ops.routing import affinity, route
+from fm_mlx.ops.routing import route, route_dense
 from fm_mlx.ops.scan import memory_scan
-from fm_mlx.ops.step import memory_step, sparse_memory_step
+from fm_mlx.ops.step import memory_step, sparse_memory_step, sparse_update
 
 __all__ = [
-    "affinity",
     "memory_scan",
     "memory_step",
     "route",
+    "route_dense",
     "sparse_memory_step",
+    "sparse_update",
     "swiglu",
 ]

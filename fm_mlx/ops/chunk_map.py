@@ -15,10 +15,11 @@ the whole output, follow from inner products of the values:
     qA_t = q_t A_t            reads H
     M_ts = sum_i q_t w_ts     reads the chunk's own values
 
-`chunk_map` returns (qA, M) in float32: Y = qA H + M V. Its two forms agree to float32 rounding:
-`factored_chunk_map` (float64, for the CPU) writes w_ts = (theta_s / A_s) A_t, so that
-no C x C x m array exists; `portable_chunk_map` (float32, any device) builds w from
-running products and recomputes it in the backward pass.
+`chunk_map` returns (qA, M) in float32: Y = qA H + M V. Its forms agree to float32 rounding:
+`kernel_chunk_map` (float32) carries w through the chunk in registers; `factored_chunk_map`
+(float64, for the CPU) writes w_ts = (theta_s / A_s) A_t, so that no C x C x m array
+exists; `portable_chunk_map` (float32, any device) builds w from running products. All
+three recompute the inside of the chunk in the backward pass.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ from functools import cache, partial
 
 import mlx.core as mx
 
+from fm_mlx.metal_kernels import kernels
+from fm_mlx.metal_kernels.launch import runs_kernels
 from fm_mlx.ops.device import on_cpu
 
 # 1 - theta is kept above this in the factored form: a row that is overwritten keeps a
 # 1e-9 share of what it held, below float32 resolution.
 DECAY_FLOOR = 1e-9
 
-# Longest chunk whose product of decays stays a normal float64: 1e-9 ** 32.
+# Longest chunk whose product of decays stays a normal float64, 1e-9 ** 32, and for whose
+# tokens a SIMD-group of the kernel has lanes.
 MAX_CHUNK = 32
 
 # Longest run whose product of squared decays does: 1e-18 ** 16.
@@ -49,15 +53,33 @@ def chunk_map(
     width: int,
     eps: float,
 ) -> tuple[mx.array, mx.array]:
-    """(qA, M) of every chunk, by the form that suits the default device.
+    """(qA, M) of every chunk, by the kernel or else the form that suits the default device.
 
     Args:
         theta, phi, gram, projection, norm0: float32, shapes above; C <= MAX_CHUNK.
         width: d, the number of columns of the state.
         eps: added to the mean square of a row.
     """
-    form = factored_chunk_map if on_cpu() else portable_chunk_map
+    if runs_kernels():
+        form = kernel_chunk_map
+    else:
+        form = factored_chunk_map if on_cpu() else portable_chunk_map
     return form(width, eps)(theta, phi, gram, projection, norm0)
+
+
+@cache
+def kernel_chunk_map(width: int, eps: float):
+    """The kernels as a function of (theta, phi, gram, projection, norm0)."""
+
+    @mx.custom_function
+    def form(theta, phi, gram, projection, norm0):
+        return kernels.chunk_scan(theta, phi, gram, projection, norm0, width, eps)
+
+    @form.vjp
+    def form_vjp(primals, cotangents, _):
+        return kernels.chunk_scan_vjp(*primals, *cotangents, width, eps)
+
+    return form
 
 
 @cache

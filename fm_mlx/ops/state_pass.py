@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from fm_mlx.metal_kernels import kernels
+from fm_mlx.metal_kernels.launch import runs_kernels
+
 # Chunks that one matrix product carries the state across; more are grouped, and the
 # groups passed over in turn, so the graph grows with log(number of chunks).
 _GROUP = 32
@@ -21,6 +24,8 @@ def state_pass(decay: mx.array, increment: mx.array, state: mx.array) -> tuple[m
     Returns:
         H_0 .. H_{N-1} (B, N, m, d) and H_N (B, m, d), float32.
     """
+    if runs_kernels():
+        return kernels.state_pass(decay, increment, state)
     return _pass(decay, increment, state)
 
 
@@ -30,8 +35,11 @@ def _state_pass_vjp(primals, cotangents, outputs):
     d_starts, d_last = cotangents
     # L_N = dH_N, L_n = dH_n + decay_n L_{n+1}: the same recurrence, from the end.
     # Increment n enters H_{n+1}, so its gradient is L_{n+1}.
-    after, first = _pass(decay[:, ::-1], d_starts[:, ::-1], d_last)
-    d_increment = after[:, ::-1]
+    if runs_kernels():
+        d_increment, first = kernels.state_pass(decay, d_starts, d_last, reverse=True)
+    else:
+        after, first = _pass(decay[:, ::-1], d_starts[:, ::-1], d_last)
+        d_increment = after[:, ::-1]
     d_decay = (d_increment * outputs[0]).sum(axis=-1)
     return d_decay, d_increment, first
 

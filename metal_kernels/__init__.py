@@ -1,0 +1,1 @@
+"""Metal kernels of the recurrence, what launches them, and a simulator that executes them."""

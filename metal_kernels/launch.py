@@ -1,0 +1,147 @@
+"""Which code runs a kernel: Metal, the simulator, or the kernel's twin in `fm_mlx.ops`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+# The environment variable that forces a backend for the whole process.
+VARIABLE = "FM_MLX_KERNELS"
+
+_SOURCES = Path(__file__).parent
+
+
+class Backend(StrEnum):
+    """What runs a kernel."""
+
+    METAL = "metal"
+    SIMULATOR = "simulator"
+    OPS = "ops"
+
+
+_forced: ContextVar[Backend | None] = ContextVar("forced", default=None)
+
+
+def backend() -> Backend:
+    """What runs the kernels now, decided anew at every call.
+
+    In this order: what `using` says, what the environment variable FM_MLX_KERNELS says,
+    Metal if MLX's default device is a Metal GPU, else the ops form.
+
+    Raises:
+        ValueError: if the environment variable holds something else than a backend.
+        RuntimeError: if Metal is asked for where there is none.
+    """
+    chosen = _forced.get()
+    if chosen is None and (named := os.environ.get(VARIABLE)):
+        chosen = _backend(named, VARIABLE)
+    on_metal = mx.default_device() == mx.Device(mx.gpu) and mx.metal.is_available()
+    if chosen is None:
+        return Backend.METAL if on_metal else Backend.OPS
+    if chosen is Backend.METAL and not on_metal:
+        raise RuntimeError(f"Metal kernels are asked for, but MLX runs on {mx.default_device()}")
+    return chosen
+
+
+def runs_kernels() -> bool:
+    """Whether kernels run now, by Metal or simulated, instead of their twins."""
+    return backend() is not Backend.OPS
+
+
+@contextmanager
+def using(name: Backend | str) -> Iterator[None]:
+    """Run the kernels by one backend inside a ``with`` block.
+
+    Raises:
+        ValueError: if there is no such backend.
+    """
+    token = _forced.set(_backend(name, "the backend"))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _backend(name: str, where: str) -> Backend:
+    try:
+        return Backend(name)
+    except ValueError:
+        allowed = ", ".join(Backend)
+        raise ValueError(f"{where} is {name!r}; allowed are {allowed}") from None
+
+
+def metal_source(file_name: str) -> str:
+    """The text of one of our Metal files, with our own includes put in, each once."""
+    included: set[str] = set()
+
+    def text(name: str) -> str:
+        if name in included:
+            return ""
+        included.add(name)
+        content = (_SOURCES / name).read_text(encoding="ascii").replace("#pragma once\n", "")
+        return re.sub(r'#include "([\w.]+)"\n', lambda match: text(match[1]), content)
+
+    return text(file_name)
+
+
+class MetalKernel:
+    """One kernel, run by Metal or by the simulator.
+
+    Args:
+        name: of the kernel; its Metal file is ``<file>.metal``.
+        inputs: names of the inputs in ``body``.
+        outputs: names of the outputs in ``body``.
+        body: the Metal statements that call the file's function.
+        file: of the function; ``name`` if not given.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        body: str,
+        file: str | None = None,
+    ):
+        self.name = name
+        self.inputs = inputs
+        self.outputs = outputs
+        self.body = body
+        self.header = metal_source(f"{file or name}.metal")
+
+    def __call__(self, **launch: Any) -> list[mx.array]:
+        """Launch it, with the arguments of a kernel of `mx.fast.metal_kernel`."""
+        kernel = self.simulated if backend() is Backend.SIMULATOR else self._on_metal
+        return kernel(**launch)
+
+    @cached_property
+    def simulated(self):
+        """The kernel in the simulator; its ``report`` tells of the last launch."""
+        from fm_mlx.metal_kernels import simulator
+
+        return self._made_by(simulator.metal_kernel)
+
+    @cached_property
+    def _on_metal(self) -> Callable[..., list[mx.array]]:
+        return self._made_by(mx.fast.metal_kernel)
+
+    def _made_by(self, factory):
+        # MLX may run stale code of the same name (ml-explore/mlx#3832)
+        digest = hashlib.sha256((self.header + self.body).encode()).hexdigest()[:12]
+        return factory(
+            name=f"fm_{self.name}_{digest}",
+            input_names=self.inputs,
+            output_names=self.outputs,
+            source=self.body,
+            header=self.header,
+        )

@@ -1,0 +1,371 @@
+"""Kernels and the runtime as shared libraries: the compiler, its flags, a cache on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from fm_mlx.metal_kernels.simulator.instrument import (
+    Variable,
+    instrument,
+    program_scope_variables,
+)
+from fm_mlx.metal_kernels.simulator.translate import cpp
+
+COMPILER_VARIABLE = "FM_MLX_CLANG"
+CACHE_VARIABLE = "FM_MLX_CACHE"
+
+_FOLDER = Path(__file__).parent
+_OLDEST_CLANG = 18
+_MACHINES = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
+
+
+class CompileError(RuntimeError):
+    """The compiler rejects a kernel; the message is the compiler's, with the user's lines."""
+
+
+class SimulatorUnavailable(RuntimeError):
+    """There is no compiler, or the machine is not supported; the message says which."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A clang: how it is called, and what it says its version is."""
+
+    command: tuple[str, ...]
+    version: str
+
+    @property
+    def is_zig(self) -> bool:
+        return "ziglang" in self.command
+
+    def run(self, arguments: Sequence[str | Path], what: str, source: str | None = None) -> str:
+        """Run it; what it writes to the standard error.
+
+        Raises:
+            CompileError: if it fails.
+        """
+        done = subprocess.run(
+            [*self.command, *map(str, arguments)], capture_output=True, text=True, input=source
+        )
+        if done.returncode:
+            raise CompileError(f"{what} does not compile:\n{_readable(done.stderr)}")
+        return done.stderr
+
+
+def unavailable() -> str | None:
+    """Why the simulator cannot run here, in one line; None if it can."""
+    try:
+        find_compiler()
+    except SimulatorUnavailable as error:
+        return str(error)
+    return None
+
+
+def find_compiler() -> Compiler:
+    """The compiler that is named, else a clang on the path, else zig's.
+
+    Raises:
+        SimulatorUnavailable: if there is none, or the machine is not supported.
+    """
+    return _find_compiler(os.environ.get(COMPILER_VARIABLE, ""), os.environ.get("PATH", ""))
+
+
+@cache
+def _find_compiler(named: str, path: str) -> Compiler:
+    if platform.system() not in ("Linux", "Darwin") or platform.machine() not in _MACHINES:
+        raise SimulatorUnavailable(
+            f"the simulator runs on Linux and macOS, x86-64 and arm64; "
+            f"this is {platform.system()} on {platform.machine()}"
+        )
+    if named:
+        if compiler := _compiler(tuple(named.split())):
+            return compiler
+        raise SimulatorUnavailable(
+            f"{COMPILER_VARIABLE} is {named!r}; wanted is a clang++ of version "
+            f"{_OLDEST_CLANG} or later"
+        )
+    for name in ["clang++", *(f"clang++-{n}" for n in range(30, _OLDEST_CLANG - 1, -1))]:
+        if shutil.which(name, path=path) and (compiler := _compiler((name,))):
+            return compiler
+    zig = (sys.executable, "-m", "ziglang", "c++")
+    if importlib.util.find_spec("ziglang") and (compiler := _compiler(zig)):
+        return compiler
+    raise SimulatorUnavailable(
+        f"the simulator needs clang++ {_OLDEST_CLANG} or later, or `pip install ziglang`, "
+        f"or {COMPILER_VARIABLE} to name a compiler"
+    )
+
+
+def _compiler(command: tuple[str, ...]) -> Compiler | None:
+    """The compiler if it is there and new enough. Apple numbers its versions otherwise."""
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    except OSError:
+        return None
+    version = re.search(r"clang version (\d+)", done.stdout)
+    if done.returncode or not version or "Apple" in done.stdout:
+        return None
+    return Compiler(command, done.stdout) if int(version[1]) >= _OLDEST_CLANG else None
+
+
+@dataclass(frozen=True)
+class Library:
+    """A compiled kernel.
+
+    Attributes:
+        path: of the shared library.
+        threadgroup: its threadgroup variables.
+        constants: its variables in the constant address space.
+        rejected: (file, line, message) of what Apple's compiler does not take.
+    """
+
+    path: Path
+    threadgroup: tuple[Variable, ...]
+    constants: tuple[Variable, ...]
+    rejected: tuple[tuple[str, int, str], ...]
+
+
+def runtime_library() -> Path:
+    """runtime/*.cpp as a shared library, compiled once.
+
+    Raises:
+        SimulatorUnavailable: if there is no compiler.
+    """
+    compiler = find_compiler()
+    files = sorted((_FOLDER / "runtime").glob("*.cpp"))
+    texts = [*files, *(_FOLDER / "runtime").glob("*.h"), _include("msl_runtime.h")]
+    flags = ["-std=c++17", "-O2", "-fno-exceptions", "-fno-rtti", "-shared", "-fPIC", "-w"]
+    flags += [*_target(compiler), *_without_sanitizer(compiler), "-nostdlib++"]
+    name = "runtime-" + _digest(compiler.version, repr(flags), *map(_text, texts))
+
+    def build(path: Path) -> None:
+        compiler.run([*flags, "-o", path, *files], "the simulator's runtime")
+
+    return _cached(f"{name}.so", build)
+
+
+def kernel_library(text: str, name: str, *, fast_math: bool) -> Library:
+    """A translated kernel as a shared library, from the cache if it was compiled before.
+
+    Args:
+        text: of `translate.translate`.
+        name: of the kernel, for messages.
+        fast_math: as MLX's math mode "fast".
+
+    Raises:
+        CompileError: with the compiler's messages.
+        SimulatorUnavailable: if there is no compiler.
+    """
+    compiler = find_compiler()
+    flags = [*kernel_flags(compiler), "-ffast-math" if fast_math else "-fno-fast-math"]
+    own = (_FOLDER / "instrument.py", _FOLDER / "translate.py", Path(__file__))
+    digest = _digest(compiler.version, repr(flags), text, *map(_text, [*own, *_headers()]))
+
+    def build(path: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            unit, ir = Path(folder, "kernel.cpp"), Path(folder, "kernel.ll")
+            unit.write_text(text)
+            precompiled = _precompiled_headers(compiler, flags)
+            messages = compiler.run(
+                [*flags, "-include-pch", precompiled, "-S", "-emit-llvm", "-o", ir, unit], name
+            )
+            module = ir.read_text()
+            if names := program_scope_variables(module):
+                raise CompileError(
+                    f"{name} does not compile:\nvariables at program scope must be in the "
+                    f"constant address space: {', '.join(names)}"
+                )
+            result = instrument(module)
+            ir.write_text(result.text)
+            compiler.run([*_link_flags(compiler), "-o", path, ir], name)
+            facts = {
+                "threadgroup": [asdict(v) for v in result.threadgroup],
+                "constants": [asdict(v) for v in result.constants],
+                "rejected": _float_to_bfloat(messages),
+            }
+            _write(path.with_suffix(".json"), json.dumps(facts))
+
+    path = _cached(f"kernel-{digest}.so", build, sidecar=".json")
+    facts = json.loads(path.with_suffix(".json").read_text())
+    return Library(
+        path,
+        tuple(Variable(**v) for v in facts["threadgroup"]),
+        tuple(Variable(**v) for v in facts["constants"]),
+        tuple((file, line, message) for file, line, message in facts["rejected"]),
+    )
+
+
+def _float_to_bfloat(messages: str) -> list[tuple[str, int, str]]:
+    """clang converts a float to bfloat unasked, Metal does not."""
+    return [
+        (m[1], int(m[2]), m[3])
+        for m in re.finditer(r"^(source|header):(\d+):\d+: warning: (.*)$", messages, re.MULTILINE)
+        if re.search(r"to '(?:bfloat|bfloat16_t|__bf16)'", m[3])
+    ]
+
+
+def kernel_flags(compiler: Compiler) -> list[str]:
+    """How Metal text is compiled: Metal is C++14 with float literals and no libraries."""
+    sanitized = "array-bounds,integer-divide-by-zero,shift,signed-integer-overflow"
+    return [
+        "-std=c++14",
+        "-fPIC",
+        "-fno-exceptions",
+        "-fno-rtti",
+        "-nostdinc",
+        "-nostdinc++",
+        "-Wno-everything",
+        "-Wimplicit-float-conversion",
+        "-Werror=vla-extension",
+        "-ferror-limit=20",
+        "-ffp-contract=off",
+        *_xclang("-cl-single-precision-constant"),
+        *_xclang("-ffloat16-excess-precision=none"),
+        *_xclang("-fbfloat16-excess-precision=none"),
+        # one access of the source stays one access, at its own place
+        "-O1",
+        "-gline-tables-only",
+        "-fno-vectorize",
+        "-fno-slp-vectorize",
+        "-fno-unroll-loops",
+        "-mllvm",
+        "-simplifycfg-sink-common=false",
+        "-mllvm",
+        "-simplifycfg-hoist-common=false",
+        "-ftrivial-auto-var-init=pattern",
+        *_without_sanitizer(compiler),
+        f"-fsanitize={sanitized}",
+        "-fsanitize-recover=all",
+        "-fstack-clash-protection",
+        *_target(compiler),
+        f"-I{_FOLDER / 'include'}",
+        *(f"-I{folder}" for folder in _mlx_include()),
+    ]
+
+
+def _link_flags(compiler: Compiler) -> list[str]:
+    return [
+        "-O1",
+        *_xclang("-disable-llvm-passes"),
+        "-fPIC",
+        "-shared",
+        "-nostdlib++",
+        "-lm",
+        "-w",
+        *_without_sanitizer(compiler),
+        *_target(compiler),
+        *(["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []),
+    ]
+
+
+def _xclang(flag: str) -> list[str]:
+    return ["-Xclang", flag]
+
+
+def _without_sanitizer(compiler: Compiler) -> list[str]:
+    """zig traps on undefined behaviour unless told not to."""
+    if not compiler.is_zig:
+        return []
+    return ["-fno-sanitize=undefined"]
+
+
+def _target(compiler: Compiler) -> list[str]:
+    """The same instructions on every machine, with half precision conversions."""
+    if _MACHINES[platform.machine()] == "arm64":
+        return []
+    return ["-mcpu=baseline+f16c"] if compiler.is_zig else ["-mf16c"]
+
+
+def _precompiled_headers(compiler: Compiler, flags: Sequence[str]) -> Path:
+    """What stands before every kernel: include/ and MLX's own preamble."""
+    preamble = "#include <metal_stdlib>\n"
+    if folders := _mlx_include():
+        utils = folders[0] / "mlx/backend/metal/kernels/utils.h"
+        patched = cpp(utils.read_text())
+        preamble += f'#include "{_cached(f"utils-{_digest(patched)}.h", _writer(patched))}"\n'
+    else:
+        preamble += "typedef bfloat bfloat16_t;\ntypedef half float16_t;\n"
+    text = _cached(f"preamble-{_digest(preamble)}.h", _writer(preamble))
+    digest = _digest(compiler.version, repr(flags), preamble, *map(_text, _headers()))
+
+    def build(path: Path) -> None:
+        compiler.run([*flags, "-x", "c++-header", "-o", path, text], "the simulator's headers")
+
+    return _cached(f"headers-{digest}.pch", build)
+
+
+@cache
+def _mlx_include() -> list[Path]:
+    """MLX's headers, which its wheel holds: custom kernels are compiled after its utils.h."""
+    spec = importlib.util.find_spec("mlx")
+    folders = [Path(p, "include") for p in (spec.submodule_search_locations or [])] if spec else []
+    return [f for f in folders if (f / "mlx/backend/metal/kernels/utils.h").exists()][:1]
+
+
+@cache
+def _headers() -> tuple[Path, ...]:
+    return tuple(sorted(p for p in (_FOLDER / "include").rglob("*") if p.is_file()))
+
+
+def _include(name: str) -> Path:
+    return _FOLDER / "include" / name
+
+
+def _readable(diagnostics: str) -> str:
+    return re.sub(r"^.*/(?=kernel\.cpp)", "", diagnostics, flags=re.MULTILINE)[-6000:]
+
+
+# ---- the cache
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: $FM_MLX_CACHE, else the user's cache."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named)
+    if platform.system() == "Darwin":
+        return Path.home() / "Library/Caches/fm-mlx/simulator"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fm-mlx/simulator"
+
+
+def _cached(name: str, build: Callable[[Path], None], sidecar: str = "") -> Path:
+    """A file of the cache, built under another name and moved into place when complete."""
+    path = cache_folder() / name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            built = Path(folder, name)
+            build(built)
+            if sidecar:
+                os.replace(built.with_suffix(sidecar), path.with_suffix(sidecar))
+            os.replace(built, path)
+    return path
+
+
+def _writer(text: str) -> Callable[[Path], None]:
+    return lambda path: _write(path, text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+@cache
+def _text(path: Path) -> str:
+    return path.read_text()
+
+
+def _digest(*parts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]

@@ -1,0 +1,57 @@
+// What a compiled kernel and the simulator's runtime know of each other. Plain types only:
+// this is read both by kernels, which see no system headers, and by the runtime.
+#pragma once
+
+// One lane's part in a SIMD-group function. The runtime gathers the operations of all
+// lanes that wait at the same place and calls `resolve` once for them.
+struct msl_op {
+  void (*resolve)(msl_op** lanes, unsigned active);  // 32 entries, null where not active
+  const void* in;
+  const void* fill;  // second operand of shuffle_and_fill
+  void* out;
+  unsigned argument;  // lane or delta
+  int kind;           // different functions on one source line must not be mixed up
+  const char* file;
+  int line;
+  int column;
+};
+
+// The position of a thread, as Metal's thread attributes want it.
+struct msl_thread {
+  unsigned position_in_grid[3];
+  unsigned position_in_threadgroup[3];
+  unsigned threadgroup_position[3];
+  unsigned threads_per_threadgroup[3];           // of this threadgroup; fewer at the grid's edge
+  unsigned dispatch_threads_per_threadgroup[3];  // as launched
+  unsigned threadgroups_per_grid[3];
+  unsigned threads_per_grid[3];
+  unsigned index_in_threadgroup;
+  unsigned lane;
+  unsigned simdgroup;
+  unsigned simdgroups;
+  unsigned dispatch_simdgroups;
+};
+
+#ifdef __clang__
+#define MSL_CONVERGENT __attribute__((convergent))
+#else
+#define MSL_CONVERGENT
+#endif
+
+extern "C" {
+MSL_CONVERGENT void __msl_collective(msl_op* op);
+MSL_CONVERGENT void __msl_threadgroup_barrier(unsigned flags, const char* file, int line,
+                                              int column);
+MSL_CONVERGENT void __msl_simdgroup_barrier(unsigned flags, const char* file, int line, int column);
+void __msl_atomic(void* address, unsigned size, int is_write, const char* file, int line,
+                  int column);
+void __msl_bad_shuffle(msl_op* op, int source_lane);
+unsigned __msl_lane();
+int __msl_reduce_order();  // 0 ascending butterfly, 1 descending butterfly, 2 left to right
+
+// Calls that instrument.py puts into the kernel: before every load and store, and after
+// every store. `space` is the LLVM address space: 1 device, 2 constant, 3 threadgroup.
+void __msl_load(void* address, unsigned size, unsigned site, unsigned space);
+void __msl_store(void* address, unsigned size, unsigned site, unsigned space);
+void __msl_stored(void* address, unsigned size, unsigned site, unsigned space);
+}

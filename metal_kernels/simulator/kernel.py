@@ -1,0 +1,309 @@
+"""Kernels with the interface of `mx.fast.metal_kernel`, executed by the simulator."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+
+from fm_mlx.metal_kernels.simulator import runtime
+from fm_mlx.metal_kernels.simulator.arrays import as_mlx, filled, from_bytes, host_array
+from fm_mlx.metal_kernels.simulator.compiler import kernel_library
+from fm_mlx.metal_kernels.simulator.lint import NOT_METAL, lint
+from fm_mlx.metal_kernels.simulator.report import Finding, Report
+from fm_mlx.metal_kernels.simulator.source import KernelSource, generated_source, read_source
+from fm_mlx.metal_kernels.simulator.translate import translate
+
+# All kinds of findings, as runtime/launch.h numbers them, and the lint's.
+KINDS = frozenset(
+    {
+        "out-of-bounds",
+        "write-to-input",
+        "uninitialised-read",
+        "unwritten-output",
+        "race-read-after-write",
+        "race-write-after-write",
+        "race-write-after-read",
+        "race-same-value",
+        "simd-lockstep",
+        "barrier-divergence",
+        "barrier-after-exit",
+        "simdgroup-barrier-divergence",
+        "simd-partial",
+        "simd-divergent",
+        "bad-shuffle",
+        "undefined-behaviour",
+        "wild-pointer",
+        "memory-fault",
+        "timeout",
+        "threadgroup-memory",
+        NOT_METAL,
+    }
+)
+
+# Those that raise unless told otherwise: not the ones that hardware handles as one hopes.
+FATAL = KINDS - {"race-same-value", "simd-lockstep", "simd-partial", "simd-divergent"}
+
+_MOST_THREADS = 1024
+_STACK_BYTES = 64 * 1024
+
+# The runtime has one launch at a time.
+_lock = threading.Lock()
+
+
+class SimulationError(RuntimeError):
+    """A launch had a fatal finding; ``report`` tells everything about it."""
+
+    def __init__(self, report: Report):
+        super().__init__(f"\n{report}")
+        self.report = report
+
+
+@dataclass(frozen=True)
+class Options:
+    """How kernels are executed; see `options`."""
+
+    order: str = "forward"
+    seed: int = 0
+    reduce_order: str = "ascending"
+    fatal: frozenset[str] = FATAL
+    yield_at_memory: bool = False
+    flush_denormals: bool = False
+    timeout: float = 60.0
+
+
+_DEFAULTS = Options()
+_options: ContextVar[Options] = ContextVar("options", default=_DEFAULTS)
+
+
+@contextmanager
+def options(**changes: Any) -> Iterator[None]:
+    """Change how kernels are executed inside a ``with`` block.
+
+    Args:
+        order: "forward" (default), "reverse" or "random": of the threadgroups, the
+            SIMD-groups of each and their lanes between two synchronisations.
+        seed: of the random order.
+        reduce_order: of simd_sum and its like: "ascending" (default) or "descending"
+            butterfly, or "sequential".
+        fatal: kinds of findings that raise `SimulationError`; FATAL by default, () for none.
+        yield_at_memory: in random order, switch threads at loads and stores as well.
+        flush_denormals: treat denormal numbers as 0.
+        timeout: seconds for a launch.
+
+    Raises:
+        ValueError: if a value is not one of those.
+    """
+    token = _options.set(_checked(replace(_options.get(), **_with_kinds(changes))))
+    try:
+        yield
+    finally:
+        _options.reset(token)
+
+
+def _with_kinds(changes: dict[str, Any]) -> dict[str, Any]:
+    if "fatal" in changes:
+        kinds = frozenset(changes["fatal"])
+        if unknown := kinds - KINDS:
+            raise ValueError(f"no such kind of finding: {', '.join(sorted(unknown))}")
+        return {**changes, "fatal": kinds}
+    return changes
+
+
+def _checked(chosen: Options) -> Options:
+    for name, allowed in (
+        ("order", runtime.ORDERS),
+        ("reduce_order", runtime.REDUCE_ORDERS),
+    ):
+        if (value := getattr(chosen, name)) not in allowed:
+            raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
+    return chosen
+
+
+class Kernel:
+    """A kernel as `metal_kernel` gives it; ``report`` tells about its last launch."""
+
+    def __init__(self, **make: Any):
+        self._make = make
+        self.report: Report | None = None
+
+    def __call__(
+        self,
+        *,
+        inputs: Sequence[Any],
+        output_shapes: Sequence[Sequence[int]],
+        output_dtypes: Sequence[mx.Dtype],
+        grid: tuple[int, int, int],
+        threadgroup: tuple[int, int, int],
+        template: Sequence[tuple[str, Any]] | None = None,
+        init_value: float | None = None,
+        verbose: bool = False,
+        stream: Any = None,
+    ) -> list[mx.array]:
+        """Execute the kernel now; the arguments are those of MLX's kernels.
+
+        Raises:
+            SimulationError: if there is a finding of a fatal kind.
+            CompileError: if the source does not compile.
+            SimulatorUnavailable: if there is no compiler here.
+            ValueError: for arguments that MLX refuses.
+        """
+        arrays = [as_mlx(x) for x in inputs]
+        mx.eval(arrays)
+        call = {
+            "inputs": arrays,
+            "output_shapes": output_shapes,
+            "output_dtypes": output_dtypes,
+            "grid": grid,
+            "threadgroup": threadgroup,
+            **({"template": template} if template else {}),
+        }
+        text = generated_source(self._make, call)
+        if verbose:
+            print(f"Generated source code for `{self._make['name']}`:\n```\n{text}\n```")
+        if math.prod(threadgroup) > _MOST_THREADS:
+            raise ValueError(
+                f"threadgroup {tuple(threadgroup)} has {math.prod(threadgroup)} threads; "
+                f"allowed are {_MOST_THREADS}"
+            )
+        launch = _Launch(self._make, read_source(text), arrays, output_shapes, output_dtypes)
+        with _lock:
+            outputs, report, rejected = launch.run(grid, threadgroup, init_value)
+        report.findings[:0] = [
+            *lint(self._make["source"], self._make["header"]),
+            *(Finding(NOT_METAL, message, file, line) for file, line, message in rejected),
+        ]
+        self.report = report
+        if report.kinds & _options.get().fatal:
+            raise SimulationError(report)
+        return outputs
+
+
+@dataclass
+class _Launch:
+    """One launch: the kernel's parameters and the arrays behind them."""
+
+    make: dict[str, Any]
+    source: KernelSource
+    inputs: list[mx.array]
+    output_shapes: Sequence[Sequence[int]]
+    output_dtypes: Sequence[mx.Dtype]
+
+    def run(self, grid, threadgroup, init_value):
+        chosen = _options.get()
+        math_mode = (self.make["compile_options"] or {}).get("math_mode", "safe")
+        library = kernel_library(
+            translate(self.source), self.make["name"], fast_math=math_mode == "fast"
+        )
+        with runtime.allocator() as allocator:
+            self._allocate(allocator, init_value)
+            report = runtime.run(
+                self.make["name"],
+                library,
+                allocator.memories,
+                grid,
+                threadgroup,
+                order=runtime.ORDERS.index(chosen.order),
+                seed=chosen.seed,
+                reduce_order=runtime.REDUCE_ORDERS.index(chosen.reduce_order),
+                yield_at_memory=chosen.yield_at_memory,
+                flush_denormals=chosen.flush_denormals,
+                timeout_ms=int(chosen.timeout * 1000),
+                stack_bytes=_STACK_BYTES,
+            )
+            content = {m.name: m.bytes for m in allocator.memories if m.kind == "output"}
+            outputs = [
+                from_bytes(content[name], tuple(shape), dtype)
+                for name, shape, dtype in zip(
+                    self.make["output_names"],
+                    self.output_shapes,
+                    self.output_dtypes,
+                    strict=True,
+                )
+            ]
+        return outputs, report, library.rejected
+
+    def _allocate(self, allocator: runtime.Allocator, init_value: float | None) -> None:
+        """Memory of every buffer parameter, in order."""
+        contiguous = self.make["ensure_row_contiguous"]
+        hosts = {
+            name: host_array(x, row_contiguous=contiguous)
+            for name, x in zip(self.make["input_names"], self.inputs, strict=True)
+        }
+        # input "x" comes with "x_shape", "x_strides" and "x_ndim" where its source names them
+        metadata = {
+            f"{name}_{what}": getattr(host, what)
+            for name, host in hosts.items()
+            for what in ("shape", "strides", "ndim")
+        }
+        outputs = {
+            name: (math.prod(shape), dtype)
+            for name, shape, dtype in zip(
+                self.make["output_names"], self.output_shapes, self.output_dtypes, strict=True
+            )
+        }
+        for parameter in self.source.parameters:
+            name = parameter.name
+            if parameter.attribute != "buffer":
+                continue
+            if name in outputs:
+                count, dtype = outputs[name]
+                given = init_value is not None
+                memory = allocator.allocate(name, "output", count * dtype.size, dtype.size, given)
+                if given and count:
+                    memory.bytes[:] = list(filled(init_value, dtype, count))
+            elif name in hosts:
+                host = hosts[name]
+                size = host.numbers.itemsize
+                memory = allocator.allocate(name, "input", host.span, size, True)
+                host.write(memory.bytes)
+            else:
+                values = metadata[name]
+                memory = allocator.allocate(name, "input", values.nbytes, values.itemsize, True)
+                memory.bytes[:] = values.view("uint8")
+
+
+def metal_kernel(
+    name: str,
+    input_names: Iterable[str],
+    output_names: Iterable[str],
+    source: str,
+    header: str = "",
+    ensure_row_contiguous: bool = True,
+    atomic_outputs: bool = False,
+    compile_options: dict[str, Any] | None = None,
+) -> Kernel:
+    """`mx.fast.metal_kernel` on the CPU: same arguments, same way to call what it gives."""
+    return Kernel(
+        name=name,
+        input_names=list(input_names),
+        output_names=list(output_names),
+        source=source,
+        header=header,
+        ensure_row_contiguous=ensure_row_contiguous,
+        atomic_outputs=atomic_outputs,
+        compile_options=compile_options,
+    )
+
+
+@contextmanager
+def redirected() -> Iterator[None]:
+    """`mx.fast.metal_kernel` makes simulated kernels inside a ``with`` block.
+
+    MLX also says that a Metal GPU is there and the default device: what modules ask that
+    make their kernels when they are imported.
+    """
+    saved = mx.fast.metal_kernel, mx.metal.is_available, mx.default_device
+    mx.fast.metal_kernel = metal_kernel
+    mx.metal.is_available = lambda: True
+    mx.default_device = lambda: mx.Device(mx.gpu)
+    try:
+        yield
+    finally:
+        mx.fast.metal_kernel, mx.metal.is_available, mx.default_device = saved

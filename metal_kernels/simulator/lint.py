@@ -1,0 +1,161 @@
+"""What Apple's Metal compiler rejects although clang accepts it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+from fm_mlx.metal_kernels.simulator.report import Finding
+from fm_mlx.metal_kernels.simulator.tokens import (
+    Token,
+    matching,
+    split_at_commas,
+    template_end,
+    tokenize,
+)
+
+NOT_METAL = "not-metal"
+
+_ABSENT = {
+    "goto": "goto",
+    "virtual": "virtual functions",
+    "asm": "inline assembly",
+    "__asm__": "inline assembly",
+    "try": "exceptions",
+    "throw": "exceptions",
+    "new": "new",
+    "delete": "delete",
+    "dynamic_cast": "dynamic_cast",
+    "typeid": "typeid",
+    "thread_local": "thread_local",
+    "double": "double",
+    "printf": "printf",
+    "alloca": "alloca",
+}
+
+_SPACES = {"device", "constant", "thread", "threadgroup"}
+_QUALIFIERS = {"const", "volatile"}
+_TYPES = {
+    *("float", "half", "bfloat", "bool", "size_t", "auto"),
+    *("char", "uchar", "short", "ushort", "int", "uint", "long", "ulong"),
+    *(f"{u}int{n}_t" for u in ("", "u") for n in (8, 16, 32, 64)),
+    *("bfloat16_t", "float16_t"),
+}
+_VECTORS = {f"{t}{n}" for t in _TYPES for n in (2, 3, 4)}
+_CONTROL = {"if", "for", "while", "switch", "return", "sizeof", "catch"}
+
+
+@cache
+def lint(source: str, header: str = "") -> tuple[Finding, ...]:
+    """Findings of kind "not-metal" in a kernel's source and header."""
+    found = []
+    for file, text in (("header", header), ("source", source)):
+        tokens = tokenize(text)
+        types = _TYPES | _VECTORS | _template_types(tokens)
+        found += _at(file, _absent(tokens))
+        found += _at(file, _lambdas(tokens))
+        found += _at(file, _pointers_without_space(tokens, types))
+        if file == "header":
+            found += _at(file, _threadgroup_in_function(tokens))
+            found += _at(file, _recursion(tokens))
+    return tuple(found)
+
+
+def _at(file: str, found: Iterator[tuple[Token, str]]) -> list[Finding]:
+    return [Finding(NOT_METAL, message, file, token.line) for token, message in found]
+
+
+def _absent(tokens: Sequence[Token]) -> Iterator[tuple[Token, str]]:
+    for i, token in enumerate(tokens):
+        if token.text in _ABSENT and not (i and tokens[i - 1].text in (".", "->", "::")):
+            yield token, f"Metal has no {_ABSENT[token.text]}"
+
+
+def _lambdas(tokens: Sequence[Token]) -> Iterator[tuple[Token, str]]:
+    for i, token in enumerate(tokens):
+        if token.text != "[" or not i or tokens[i - 1].text not in ("=", "(", ",", "return"):
+            continue
+        end = matching(tokens, i)
+        if end + 1 < len(tokens) and tokens[end + 1].text == "(":
+            after = matching(tokens, end + 1)
+            if after + 1 < len(tokens) and tokens[after + 1].text in ("{", "->"):
+                yield token, "lambdas came with Metal 3.2 (macOS 15)"
+
+
+def _pointers_without_space(
+    tokens: Sequence[Token], types: set[str]
+) -> Iterator[tuple[Token, str]]:
+    """Declarations ``T* x`` and ``T& x`` that do not say where x points."""
+    for i, token in enumerate(tokens):
+        if i and tokens[i - 1].text not in (";", "{", "}", "(", ","):
+            continue
+        at, spaces = i, set()
+        while at < len(tokens) and tokens[at].text in _SPACES | _QUALIFIERS:
+            spaces.add(tokens[at].text)
+            at += 1
+        if at >= len(tokens) or tokens[at].text not in types | {"vec"}:
+            continue
+        deduced = tokens[at].text == "auto"
+        if tokens[at].text == "vec" and at + 1 < len(tokens) and tokens[at + 1].text == "<":
+            at = template_end(tokens, at + 1)
+        at += 1
+        while at < len(tokens) and tokens[at].text in _SPACES | _QUALIFIERS:
+            spaces.add(tokens[at].text)
+            at += 1
+        star = at
+        while at < len(tokens) and tokens[at].text in ("*", "&", "const"):
+            at += 1
+        declares = (
+            at > star
+            and at + 1 < len(tokens)
+            and tokens[at].kind == "name"
+            and tokens[at + 1].text in ("=", ";", ",", ")", "[")
+        )
+        # auto* and auto& take the space of what they are initialised with
+        if declares and not spaces & _SPACES and not deduced:
+            yield token, f"pointer or reference {tokens[at].text!r} has no address space"
+
+
+def _threadgroup_in_function(tokens: Sequence[Token]) -> Iterator[tuple[Token, str]]:
+    depth = 0
+    for i, token in enumerate(tokens):
+        depth += (token.text == "{") - (token.text == "}")
+        if token.text != "threadgroup" or depth == 0 or tokens[i - 1].text not in (";", "{", "}"):
+            continue
+        statement = []
+        for following in tokens[i:]:
+            if following.text in (";", "="):
+                break
+            statement.append(following.text)
+        if not {"*", "&", "("} & set(statement):
+            yield token, "a threadgroup variable outside the kernel function"
+
+
+def _recursion(tokens: Sequence[Token]) -> Iterator[tuple[Token, str]]:
+    for i in range(1, len(tokens) - 1):
+        token = tokens[i]
+        if token.kind != "name" or token.text in _CONTROL or tokens[i + 1].text != "(":
+            continue
+        after = matching(tokens, i + 1) + 1
+        if after < len(tokens) and tokens[after].text == "const":
+            after += 1
+        if after >= len(tokens) or tokens[after].text != "{" or tokens[i - 1].text == ".":
+            continue
+        body = tokens[after : matching(tokens, after)]
+        for j in range(len(body) - 1):
+            calls = body[j].text == token.text and body[j + 1].text == "("
+            if calls and body[j - 1].text not in (".", "::", "->"):
+                yield token, f"{token.text!r} calls itself"
+                break
+
+
+def _template_types(tokens: Sequence[Token]) -> set[str]:
+    """Names that ``template <typename T, ...>`` introduces."""
+    names = set()
+    for i in range(len(tokens) - 1):
+        if tokens[i].text == "template" and tokens[i + 1].text == "<":
+            inside = tokens[i + 2 : template_end(tokens, i + 1)]
+            for part in split_at_commas(inside):
+                if len(part) > 1 and part[0].text in ("typename", "class"):
+                    names.add(part[1].text)
+    return names

@@ -1,0 +1,149 @@
+"""What a simulated launch tells: findings, and the memory traffic of every buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong, or worth knowing.
+
+    Attributes:
+        kind: one of `simulator.KINDS`.
+        message: in words.
+        file: "source", "header", or the name of a Metal header.
+        line, column: where in the file; counted from 1, 0 if unknown.
+        buffer: the buffer or threadgroup variable, "" if none.
+        offset: bytes into it.
+        thread: index in its threadgroup; None if none is at fault.
+        threadgroup: position in the grid.
+        other_thread: the one it conflicts with, in its own threadgroup.
+        other_line: where that one's access stands; 0 if none.
+        count: how often.
+    """
+
+    kind: str
+    message: str
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    buffer: str = ""
+    offset: int = 0
+    thread: int | None = None
+    threadgroup: tuple[int, int, int] = (0, 0, 0)
+    other_thread: int | None = None
+    other_line: int = 0
+    count: int = 1
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}:{self.column}" if self.file else "launch"
+        words = [f"{where}: {self.kind}: {self.message}"]
+        if self.buffer:
+            words.append(f"in {self.buffer}")
+        if self.thread is not None:
+            words.append(f"by thread {self.thread} of threadgroup {self.threadgroup}")
+        if self.other_thread is not None:
+            words.append(f"against thread {self.other_thread}")
+        if self.other_line:
+            words.append(f"(line {self.other_line})")
+        if self.count > 1:
+            words.append(f"x{self.count}")
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Loads, or stores, of a buffer.
+
+    Attributes:
+        count: accesses by single lanes.
+        bytes: what the lanes asked for.
+        sector_bytes: 32-byte sectors, once per SIMD-group between two synchronisations:
+            how well neighbouring lanes share a transaction.
+        threadgroup_bytes: distinct bytes, once per threadgroup: a perfect cache in each.
+        unique_bytes: distinct bytes of the whole launch: the least possible.
+    """
+
+    count: int = 0
+    bytes: int = 0
+    sector_bytes: int = 0
+    threadgroup_bytes: int = 0
+    unique_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A buffer of a launch: "input", "output", "threadgroup" or "constant"; sizes in bytes."""
+
+    kind: str
+    size: int
+    loads: Traffic = field(default_factory=Traffic)
+    stores: Traffic = field(default_factory=Traffic)
+    unwritten_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the last launch of a kernel did.
+
+    Attributes:
+        name: of the kernel.
+        findings: in the order in which they came up, one per kind and place.
+        buffers: by name, those of the signature and the threadgroup variables.
+        threads, threadgroups: how many ran.
+        barriers: threadgroup barriers, once per threadgroup.
+        simd_operations: SIMD-group functions, once per lane.
+        atomics: atomic operations.
+        threadgroup_memory: bytes per threadgroup.
+    """
+
+    name: str
+    findings: list[Finding]
+    buffers: dict[str, Buffer]
+    threads: int = 0
+    threadgroups: int = 0
+    barriers: int = 0
+    simd_operations: int = 0
+    atomics: int = 0
+    threadgroup_memory: int = 0
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of all findings."""
+        return frozenset(finding.kind for finding in self.findings)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.name}: {self.threads} threads in {self.threadgroups} threadgroups, "
+            f"{self.barriers} barriers, {self.threadgroup_memory} bytes of threadgroup memory",
+            *(f"  {finding}" for finding in self.findings or ["no findings"]),
+        ]
+        rows = [("buffer", "kind", "size", "loaded", "sectors", "stored", "sectors")]
+        rows += [
+            (
+                name,
+                buffer.kind,
+                buffer.size,
+                buffer.loads.bytes,
+                buffer.loads.sector_bytes,
+                buffer.stores.bytes,
+                buffer.stores.sector_bytes,
+            )
+            for name, buffer in self.buffers.items()
+        ]
+        return "\n".join(lines + _table(rows))
+
+
+def _table(rows: Iterable[tuple]) -> list[str]:
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    ]

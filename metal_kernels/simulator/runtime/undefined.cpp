@@ -1,0 +1,27 @@
+// Handlers of clang's undefined behaviour sanitizer, in place of its own runtime.
+#include "state.h"
+
+struct SanitizerPlace {
+  const char* file;
+  uint32_t line;
+  uint32_t column;
+};
+
+static void undefined(const SanitizerPlace* where, const char* message) {
+  report(MSL_UNDEFINED_BEHAVIOUR, {where->file, (int)where->line, (int)where->column}, "", 0,
+         message);
+}
+
+// Every handler's first argument begins with the place; the others are not needed.
+#define MSL_HANDLER(name, message)                                          \
+  extern "C" void __ubsan_handle_##name(const SanitizerPlace* where, ...) { \
+    undefined(where, message);                                              \
+  }
+MSL_HANDLER(out_of_bounds, "index outside an array")
+MSL_HANDLER(divrem_overflow, "division by zero or overflow")
+MSL_HANDLER(shift_out_of_bounds, "shift by a negative number or too far")
+MSL_HANDLER(add_overflow, "signed integer overflow (+)")
+MSL_HANDLER(sub_overflow, "signed integer overflow (-)")
+MSL_HANDLER(mul_overflow, "signed integer overflow (*)")
+MSL_HANDLER(negate_overflow, "signed integer overflow (negation)")
+#undef MSL_HANDLER

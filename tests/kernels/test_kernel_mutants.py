@@ -1,0 +1,45 @@
+"""Every broken kernel is caught, and the table of them is in the output."""
+
+from __future__ import annotations
+
+import pytest
+from kernel_mutants import MUTANTS
+
+from fm_mlx.metal_kernels import kernels
+
+# What each kernel's list must have where the kernel has such a thing to break.
+REQUIRED = {
+    "dropped barrier": {"sparse_update", "chunk_scan", "chunk_scan_vjp"},
+    "off-by-one tail": {"route_dense", "sparse_update", "state_pass", "chunk_scan"},
+    "missing mask": {"sparse_update_masked", "chunk_scan", "chunk_scan_vjp"},
+    "ties go to the highest index": {"route_sparse"},
+    "state written in bf16": {"sparse_update", "state_pass", "chunk_scan"},
+}
+
+found: dict[str, str] = {}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_mutant_is_caught(mutant):
+    mutant.check()  # it is the mutation that is caught
+    what = mutant.found()
+    assert what, f"{mutant} is not caught"
+    found[str(mutant)] = what
+
+
+def test_table(capsys):
+    """All were tried, and what found them can be read whether or not output is captured."""
+    assert set(found) == {str(m) for m in MUTANTS}, "run the whole file"
+    with capsys.disabled():
+        print()
+        for name, what in found.items():
+            print(f"    {name:92} {what}")
+
+
+@pytest.mark.parametrize("kind", REQUIRED)
+def test_kinds_of_mutants(kind):
+    assert REQUIRED[kind] <= {m.kernel for m in MUTANTS if m.name.startswith(kind)}
+
+
+def test_every_kernel_has_mutants():
+    assert {m.kernel for m in MUTANTS} == set(kernels.ALL)

@@ -1,0 +1,112 @@
+"""Values: every kernel x dtype x odd shape x schedule = its float64 oracle, no finding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import cycle, product
+
+import checks
+import mlx.core as mx
+import numpy as np
+import pytest
+from cases import CANCELLING_TOLERANCE, EXTREMES, SCAN_TOLERANCE, close, extreme, loop, routed
+from checks import rounded
+
+from fm_mlx import ops
+
+DTYPES = (mx.float32, mx.float16, mx.bfloat16)
+CHUNK = 32
+LENGTHS = (1, CHUNK - 1, CHUNK, CHUNK + 1)
+ROWS = (1, 5, 64, 200)
+WIDTHS = (1, 33, 256)
+BATCHES = (1, 3)
+
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+all_rows = pytest.mark.parametrize("rows", ROWS)
+
+
+def some_active(rows: int) -> list[int]:
+    return sorted({1, (rows + 1) // 2, rows})
+
+
+@dtypes
+@all_rows
+def test_route(schedule, dtype, rows):
+    """Every k from 1 to m; ties; 1 and 3 tokens."""
+    for num_active in range(1, rows + 1):
+        routing = checks.logits_with_ties(1 + 2 * (num_active % 2), rows, num_active)
+        checks.route(rounded(routing, dtype), num_active)
+
+
+@dtypes
+@all_rows
+def test_sparse_update(schedule, dtype, rows):
+    """Every k from 1 to m at one width; 1, half and all of m at the others."""
+    masks = cycle([None, [True, False, True], None, [False] * 3, [True] * 3])
+    for width in WIDTHS:
+        for num_active in range(1, rows + 1) if width == 33 else some_active(rows):
+            for batch in BATCHES:
+                mask = next(masks)
+                shape = (batch, rows, width)
+                checks.sparse_update(shape, num_active, dtype, mask and mask[:batch], num_active)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_state_pass(schedule, reverse):
+    for batch, chunks, rows, width in product(BATCHES, (1, 2, 5), ROWS, (1, 33)):
+        checks.state_pass((batch, chunks, rows, width), reverse)
+    checks.state_pass((1, 3, 5, 256), reverse)
+
+
+@all_rows
+@pytest.mark.parametrize("check", [checks.chunk_scan, checks.chunk_scan_vjp], ids=["", "vjp"])
+def test_chunk_scan(schedule, rows, check):
+    counts = cycle([1, 2])
+    for batch, tokens, width in product(BATCHES, (1, CHUNK - 1, CHUNK), WIDTHS):
+        for num_active in some_active(rows)[:: 1 if width == 33 else 2]:
+            check((batch, next(counts), tokens, rows, width), num_active)
+
+
+@dtypes
+@all_rows
+def test_memory_scan(schedule, dtype, rows):
+    """The whole path through state_pass and chunk_scan: T, d, B, masks, carried state."""
+    starts = cycle([True, False, True])
+    masked = cycle([False, True, False, False, True])
+    active = cycle(some_active(rows))
+    for length, width, batch in product(LENGTHS, WIDTHS, BATCHES):
+        case = routed((batch, length, rows, width), next(active), empty=next(starts))
+        case = replace(case, values=np.array(rounded(case.values, dtype).astype(mx.float32)))
+        if next(masked):
+            real = np.random.default_rng(length).uniform(size=(batch, length)) > 0.3
+            case = replace(case, mask=real, values=np.where(real[..., None], case.values, 0))
+        theta, phi, values, state, mask = case.arrays()
+        y, last = ops.memory_scan(theta, phi, values.astype(dtype), state, mask)
+        assert (y.dtype, last.dtype) == (dtype, mx.float32)
+        wanted, state_wanted = loop(case)
+        exact = CANCELLING_TOLERANCE if width == 1 else SCAN_TOLERANCE
+        tolerance = max(exact, checks.ROUNDING[dtype])
+        close(y.astype(mx.float32), wanted, tolerance, f"y at T = {length}, d = {width}")
+        close(last, state_wanted, SCAN_TOLERANCE, f"state at T = {length}, d = {width}")
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("kind", EXTREMES)
+    def test_write_weights_near_and_at_1(self, kind):
+        case = extreme(kind, (1, 100, 3, 8))
+        theta, phi, values, state, _ = case.arrays()
+        y, last = ops.memory_scan(theta, phi, values, state)
+        wanted, state_wanted = loop(case)
+        close(y, wanted, SCAN_TOLERANCE, "y")
+        close(last, state_wanted, SCAN_TOLERANCE, "state")
+
+    @pytest.mark.parametrize("decay", [0.5, 0.999, 1 - 2**-14, 1 - 2**-24, 1.0])
+    def test_state_over_a_million_tokens(self, decay):
+        checks.state_over_many_chunks(decay, 1_000_000 // CHUNK)
+
+    def test_row_that_nobody_writes_keeps_its_bits(self):
+        case = routed((1, 100, 4, 8), 4)
+        theta, phi, values, state, _ = case.arrays()
+        theta = theta * mx.array([1.0, 0.0, 1.0, 1.0])
+        _, last = ops.memory_scan(theta, phi, values, state)
+        assert np.array_equal(np.array(last)[:, 1], case.state[:, 1])

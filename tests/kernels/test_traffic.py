@@ -1,0 +1,88 @@
+"""Bytes that the kernels move, as the simulator counts them, against the least possible."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from cases import routed
+from checks import chunks
+from oracles import EPS
+
+from fm_mlx import ops
+from fm_mlx.metal_kernels import kernels
+
+
+def moved(kernel, measure: str = "sector_bytes") -> dict[str, int]:
+    """Bytes of the last launch by buffer, loads and stores, device memory only.
+
+    ``sector_bytes`` counts 32-byte sectors once per SIMD-group between synchronisations:
+    what is read again later, or by another SIMD-group, counts again.
+    """
+    return {
+        name: getattr(buffer.loads, measure) + getattr(buffer.stores, measure)
+        for name, buffer in kernel.simulated.report.buffers.items()
+        if buffer.kind in ("input", "output")
+    }
+
+
+def update(rows: int, num_active: int, width: int, batch: int = 1, dtype=mx.float32) -> int:
+    rng = np.random.default_rng(0)
+    indices = np.stack([np.sort(rng.permutation(rows)[:num_active]) for _ in range(batch)])
+    weights = mx.array(rng.uniform(size=(batch, num_active)).astype("f"))
+    value = mx.zeros((batch, width), dtype)
+    state = mx.zeros((batch, rows, width))
+    kernels.sparse_update(mx.array(indices.astype("i")), weights, weights, value, state, None, EPS)
+    return sum(moved(kernels.SPARSE_UPDATE).values())
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize(("num_active", "width"), [(8, 256), (8, 2048), (16, 1024), (64, 512)])
+def test_sparse_update_moves_k_rows(num_active, width, dtype):
+    """At most 1.1 times k rows in, k rows out, value, output; whatever m is."""
+    least = 2 * num_active * width * 4 + 2 * width * dtype.size
+    of_rows = {m: update(m, num_active, width, dtype=dtype) for m in (num_active, 200, 1024)}
+    assert len(set(of_rows.values())) == 1, of_rows
+    got = of_rows[num_active]
+    print(f"k {num_active} d {width}: {got} bytes, {got / least:.3f} of the least")
+    assert got <= 1.1 * least
+
+
+@pytest.mark.parametrize("rows", [64, 200])
+def test_chunk_scan_reads_once_and_writes_once(rows):
+    tokens, count, width = 32, 2, 16
+    inputs, _, _ = chunks((1, count, tokens, rows, width), 8)
+    kernels.chunk_scan(*map(mx.array, inputs), width, EPS)
+    got = sum(moved(kernels.CHUNK_SCAN).values())
+    least = 4 * count * (4 * tokens * rows + 2 * tokens * tokens + rows)
+    print(f"m {rows}: {got} bytes, {got / least:.3f} of the least")
+    assert got <= 1.25 * least
+
+
+def test_chunk_scan_vjp_reads_little_twice():
+    """The norms are computed anew: theta and P are read twice, the rest once."""
+    tokens, count, rows, width = 32, 2, 64, 16
+    inputs, _, _ = chunks((1, count, tokens, rows, width), 8)
+    d_read, d_inside = mx.zeros(inputs[0].shape), mx.zeros(inputs[2].shape)
+    kernels.chunk_scan_vjp(*map(mx.array, inputs), d_read, d_inside, width, EPS)
+    got = sum(moved(kernels.CHUNK_SCAN_VJP).values())
+    least = 4 * count * (7 * tokens * rows + 3 * tokens * tokens + 2 * rows)
+    print(f"{got} bytes, {got / least:.3f} of the least")
+    assert got <= 1.5 * least
+
+
+def test_none_loads_the_state_for_every_token():
+    """A scan reads each chunk's increment, not m x d numbers per token; a step k rows."""
+    length, rows, width = 128, 64, 48
+    theta, phi, values, state, _ = routed((1, length, rows, width), 8).arrays()
+    ops.memory_scan(theta, phi, values, state)
+    loaded = {
+        f"{kernel.name} {name}": buffer.loads.bytes
+        for kernel in (kernels.STATE_PASS, kernels.CHUNK_SCAN)
+        for name, buffer in kernel.simulated.report.buffers.items()
+        if buffer.kind == "input"
+    }
+    size = rows * width * 4
+    assert all(count <= length * size / 16 for count in loaded.values()), loaded
+    update(rows, 8, width)
+    assert moved(kernels.SPARSE_UPDATE, "bytes")["state"] == 8 * width * 4

@@ -8,7 +8,7 @@ import pytest
 from fm_mlx.metal_kernels import launch, simulator
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def on_the_simulator():
     """Kernels run simulated; whatever the simulator finds, a warning too, is an error."""
     if reason := simulator.unavailable():

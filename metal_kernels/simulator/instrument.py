@@ -68,12 +68,13 @@ def instrument(ir: str) -> Instrumented:
         ir: LLVM IR with line tables.
     """
     result = Instrumented("")
+    types = Types(ir)
     writer = _Writer(_Places(ir))
     for line in ir.split("\n"):
         variable = _GLOBAL.match(line)
         if variable and not variable[2].startswith("external"):
-            line = _global(variable, line, result)
-        after = _before(line, writer)
+            line = _global(variable, line, types, result)
+        after = _before(line, types, writer)
         writer.lines.append(line)
         if after:
             writer.call("__msl_stored", line, *after)
@@ -81,38 +82,59 @@ def instrument(ir: str) -> Instrumented:
     return result
 
 
-def size_of(type_text: str) -> int:
-    """Bytes of an LLVM type.
+class Types:
+    """Sizes of LLVM types, those that a module names included."""
 
-    Raises:
-        ValueError: for a type that is not known here.
-    """
-    text = type_text.strip()
-    if text in _SIZES:
-        return _SIZES[text]
-    if text.startswith("ptr"):
-        return 8
-    if integer := re.fullmatch(r"i(\d+)", text):
-        return (int(integer[1]) + 7) // 8
-    if many := re.fullmatch(r"([<\[])\s*(\d+) x (.+)[>\]]", text):
-        size = int(many[2]) * size_of(many[3])
-        # a vector of 3 takes the room of 4
-        return 1 << (size - 1).bit_length() if many[1] == "<" else size
-    if struct := re.fullmatch(r"<?\{(.*)\}>?", text):
-        return sum(size_of(part) for part in _split(struct[1]))
-    raise ValueError(f"LLVM type {text!r} is not known")
+    def __init__(self, ir: str = ""):
+        self._named = dict(re.findall(r"^(%\S+) = type (.*)$", ir, re.MULTILINE))
+
+    def size(self, text: str) -> int:
+        """Bytes of a type.
+
+        Raises:
+            ValueError: for a type that is not known here.
+        """
+        return self._layout(text.strip())[0]
+
+    def _layout(self, text: str) -> tuple[int, int]:
+        """Size and alignment."""
+        if text in self._named:
+            return self._layout(self._named[text])
+        if text in _SIZES or text.startswith("ptr"):
+            size = _SIZES.get(text, 8)
+            return size, size
+        if integer := re.fullmatch(r"i(\d+)", text):
+            size = (int(integer[1]) + 7) // 8
+            return size, size
+        if many := re.fullmatch(r"([<\[])\s*(\d+) x (.+)[>\]]", text):
+            item, alignment = self._layout(many[3])
+            size = int(many[2]) * item
+            if many[1] == "[":
+                return size, alignment
+            # a vector of 3 takes the room of 4
+            size = 1 << (size - 1).bit_length()
+            return size, size
+        if struct := re.fullmatch(r"(<?)\{(.*)\}>?", text):
+            size, widest = 0, 1
+            for part in _split(struct[2]):
+                item, alignment = self._layout(part.strip())
+                alignment = 1 if struct[1] else alignment
+                size = -(-size // alignment) * alignment + item
+                widest = max(widest, alignment)
+            return -(-size // widest) * widest, widest
+        raise ValueError(f"LLVM type {text!r} is not known")
 
 
-def _global(match: re.Match, line: str, result: Instrumented) -> str:
+def _global(match: re.Match, line: str, types: Types, result: Instrumented) -> str:
     symbol, space, content = match[1], int(match[3]), match[5]
     type_text, rest = _leading_type(content)
     if space == CONSTANT:
-        result.constants.append(Variable(symbol, size_of(type_text), 1))
+        result.constants.append(Variable(symbol, types.size(type_text), 1))
         return line
     item = type_text
     while array := re.fullmatch(r"\[\d+ x (.+)\]", item.strip()):
         item = array[1]
-    result.threadgroup.append(Variable(symbol, size_of(type_text), size_of(item)))
+    result.threadgroup.append(Variable(symbol, types.size(type_text), types.size(item)))
     align = re.search(r", align (\d+)", rest)
     return (
         f"{symbol} = internal addrspace({THREADGROUP}) global "
@@ -121,14 +143,14 @@ def _global(match: re.Match, line: str, result: Instrumented) -> str:
     )
 
 
-def _before(line: str, writer: _Writer) -> tuple[str, int, int] | None:
+def _before(line: str, types: Types, writer: _Writer) -> tuple[str, int, int] | None:
     """Calls for what a line is about to access; pointer, space and size if it stores."""
     text = line.strip()
     if access := _ACCESS.match(text):
         pointer = _POINTER.search(text)
         space = int(pointer[1] or 0) if pointer else 0
         if space in _WATCHED:
-            size = size_of(_leading_type(access[2])[0].rstrip(","))
+            size = types.size(_leading_type(access[2])[0].rstrip(","))
             name = "__msl_load" if access[1] == "load" else "__msl_store"
             writer.call(name, line, pointer[2], space, size)
             return (pointer[2], space, size) if access[1] == "store" else None

@@ -100,25 +100,37 @@ def _buffer(parameter: Parameter, index: int) -> str:
 
 
 def _static_threadgroup_variables(tokens: Sequence[Token]) -> Iterator[Edit]:
-    """``threadgroup T x[n];`` in a function: one variable for all threads of a threadgroup."""
+    """``threadgroup T x[n];`` in a function: one variable for all threads of a threadgroup.
+
+    Initialised with ``{}``, because clang calls no constructor in another address space; the
+    runtime overwrites it for every threadgroup.
+    """
     for i, token in enumerate(tokens):
         begins = i == 0 or tokens[i - 1].text in (";", "{", "}")
-        if token.text == "threadgroup" and begins and _declares_variable(tokens, i):
+        if token.text == "threadgroup" and begins and (ends := _declarator_ends(tokens, i)):
             yield token.start, token.start, "static "
+            for end in ends:
+                yield end, end, " = {}"
 
 
-def _declares_variable(tokens: Sequence[Token], at: int) -> bool:
-    """Whether a declaration is neither a pointer, a reference nor a function."""
+def _declarator_ends(tokens: Sequence[Token], at: int) -> list[int]:
+    """Offsets behind the variables of a declaration; none if it declares no variable."""
+    ends = []
     i = at
-    while i < len(tokens) and tokens[i].text not in (";", "="):
-        if tokens[i].text in ("*", "&", "("):
-            return False
-        if tokens[i].text == "[":
+    while i < len(tokens):
+        text = tokens[i].text
+        if text in ("*", "&", "(", "="):
+            return []
+        if text in (";", ","):
+            ends.append(tokens[i - 1].end)
+        if text == ";":
+            return ends
+        if text == "[":
             i = matching(tokens, i)
-        elif tokens[i].text == "<":
+        elif text == "<":
             i = template_end(tokens, i)
         i += 1
-    return True
+    return []
 
 
 def _vector_constructors(tokens: Sequence[Token], aliases: frozenset[str]) -> Iterator[Edit]:

@@ -127,10 +127,15 @@ def _checked(chosen: Options) -> Options:
 
 
 class Kernel:
-    """A kernel as `metal_kernel` gives it; ``report`` tells about its last launch."""
+    """A kernel as `metal_kernel` gives it.
 
-    def __init__(self, **make: Any):
-        self._make = make
+    Attributes:
+        definition: the arguments of `metal_kernel`.
+        report: of the last launch; None before the first one.
+    """
+
+    def __init__(self, **definition: Any):
+        self.definition = definition
         self.report: Report | None = None
 
     def __call__(
@@ -164,19 +169,19 @@ class Kernel:
             "threadgroup": threadgroup,
             **({"template": template} if template else {}),
         }
-        text = generated_source(self._make, call)
+        text = generated_source(self.definition, call)
         if verbose:
-            print(f"Generated source code for `{self._make['name']}`:\n```\n{text}\n```")
+            print(f"Generated source code for `{self.definition['name']}`:\n```\n{text}\n```")
         if math.prod(threadgroup) > _MOST_THREADS:
             raise ValueError(
                 f"threadgroup {tuple(threadgroup)} has {math.prod(threadgroup)} threads; "
                 f"allowed are {_MOST_THREADS}"
             )
-        launch = _Launch(self._make, read_source(text), arrays, output_shapes, output_dtypes)
+        launch = _Launch(self.definition, read_source(text), arrays, output_shapes, output_dtypes)
         with _lock:
             outputs, report, rejected = launch.run(grid, threadgroup, init_value)
         report.findings[:0] = [
-            *lint(self._make["source"], self._make["header"]),
+            *lint(self.definition["source"], self.definition["header"]),
             *(Finding(NOT_METAL, message, file, line) for file, line, message in rejected),
         ]
         self.report = report
@@ -189,7 +194,7 @@ class Kernel:
 class _Launch:
     """One launch: the kernel's parameters and the arrays behind them."""
 
-    make: dict[str, Any]
+    definition: dict[str, Any]
     source: KernelSource
     inputs: list[mx.array]
     output_shapes: Sequence[Sequence[int]]
@@ -197,14 +202,14 @@ class _Launch:
 
     def run(self, grid, threadgroup, init_value):
         chosen = _options.get()
-        math_mode = (self.make["compile_options"] or {}).get("math_mode", "safe")
+        math_mode = (self.definition["compile_options"] or {}).get("math_mode", "safe")
         library = kernel_library(
-            translate(self.source), self.make["name"], fast_math=math_mode == "fast"
+            translate(self.source), self.definition["name"], fast_math=math_mode == "fast"
         )
         with runtime.allocator() as allocator:
             self._allocate(allocator, init_value)
             report = runtime.run(
-                self.make["name"],
+                self.definition["name"],
                 library,
                 allocator.memories,
                 grid,
@@ -221,7 +226,7 @@ class _Launch:
             outputs = [
                 from_bytes(content[name], tuple(shape), dtype)
                 for name, shape, dtype in zip(
-                    self.make["output_names"],
+                    self.definition["output_names"],
                     self.output_shapes,
                     self.output_dtypes,
                     strict=True,
@@ -231,10 +236,10 @@ class _Launch:
 
     def _allocate(self, allocator: runtime.Allocator, init_value: float | None) -> None:
         """Memory of every buffer parameter, in order."""
-        contiguous = self.make["ensure_row_contiguous"]
+        contiguous = self.definition["ensure_row_contiguous"]
         hosts = {
             name: host_array(x, row_contiguous=contiguous)
-            for name, x in zip(self.make["input_names"], self.inputs, strict=True)
+            for name, x in zip(self.definition["input_names"], self.inputs, strict=True)
         }
         # input "x" comes with "x_shape", "x_strides" and "x_ndim" where its source names them
         metadata = {
@@ -245,7 +250,7 @@ class _Launch:
         outputs = {
             name: (math.prod(shape), dtype)
             for name, shape, dtype in zip(
-                self.make["output_names"], self.output_shapes, self.output_dtypes, strict=True
+                self.definition["output_names"], self.output_shapes, self.output_dtypes, strict=True
             )
         }
         for parameter in self.source.parameters:

@@ -1,0 +1,34 @@
+"""The examples of the simulator's README run, and print what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fm_mlx.metal_kernels import simulator
+
+README = Path(simulator.__file__).with_name("README.md").read_text()
+EXAMPLE, PRINTED, REDIRECTED = re.findall(r"```(?:python)?\n(.*?)```", README, re.DOTALL)
+
+
+def test_first_kernel(capsys):
+    exec(EXAMPLE, {})
+    assert capsys.readouterr().out.strip() == PRINTED.strip()
+
+
+def test_first_kernel_with_its_barrier(capsys):
+    barrier = "threadgroup_barrier(mem_flags::mem_threadgroup);"
+    assert barrier in README
+    example = EXAMPLE.replace("y[i] =", f"{barrier}\n y[i] =")
+    names: dict = {}
+    exec(example, names)
+    assert names["y"].tolist() == list(range(63, -1, -1))
+    assert not names["kernel"].report.findings
+
+
+def test_redirected():
+    exec(REDIRECTED, {"simulator": simulator})
+
+
+def test_every_kind_is_explained():
+    assert {kind for kind in simulator.KINDS if f"`{kind}`" not in README} == set()

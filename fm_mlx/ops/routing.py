@@ -34,7 +34,7 @@ def route(
     _check(routing.shape[-1] - 2, num_active, temperature)
     if not runs_kernels():
         return _route(routing, num_active, temperature)
-    form = _kernel_route(num_active, temperature)
+    form = _kernel_form(kernels.route, _route, num_active, temperature)
     return _over_tokens(form, routing)
 
 
@@ -55,7 +55,7 @@ def route_dense(
     _check(routing.shape[-1] - 2, num_active, temperature)
     if not runs_kernels():
         return _route_dense(routing, num_active, temperature)
-    form = _kernel_route_dense(num_active, temperature)
+    form = _kernel_form(kernels.route_dense, _route_dense, num_active, temperature)
     return _over_tokens(form, routing)
 
 
@@ -135,36 +135,18 @@ def _over_tokens(form, routing: mx.array) -> tuple[mx.array, ...]:
 
 
 @cache
-def _kernel_route(num_active: int, temperature: float):
-    """The kernel with the gradient of its twin."""
+def _kernel_form(kernel, twin, num_active: int, temperature: float):
+    """A kernel with the gradient of its twin."""
 
     @mx.custom_function
     def form(routing):
-        return kernels.route(routing, num_active, temperature)
+        return kernel(routing, num_active, temperature)
 
     @form.vjp
     def form_vjp(routing, cotangents, _):
-        def weights(routing):
-            return _route(routing, num_active, temperature)[1:]
+        def weights(routing):  # theta and phi: indices have no gradient
+            return twin(routing, num_active, temperature)[-2:]
 
-        return mx.vjp(weights, [routing], list(cotangents[1:]))[1]
-
-    return form
-
-
-@cache
-def _kernel_route_dense(num_active: int, temperature: float):
-    """The kernel with the gradient of its twin."""
-
-    @mx.custom_function
-    def form(routing):
-        return kernels.route_dense(routing, num_active, temperature)
-
-    @form.vjp
-    def form_vjp(routing, cotangents, _):
-        def weights(routing):
-            return _route_dense(routing, num_active, temperature)
-
-        return mx.vjp(weights, [routing], list(cotangents))[1]
+        return mx.vjp(weights, [routing], list(cotangents[-2:]))[1]
 
     return form

@@ -20,32 +20,8 @@ from fm_mlx.metal_kernels.simulator.report import Finding, Report
 from fm_mlx.metal_kernels.simulator.source import KernelSource, generated_source, read_source
 from fm_mlx.metal_kernels.simulator.translate import translate
 
-# All kinds of findings, as runtime/launch.h numbers them, and the lint's.
-KINDS = frozenset(
-    {
-        "out-of-bounds",
-        "write-to-input",
-        "uninitialised-read",
-        "unwritten-output",
-        "race-read-after-write",
-        "race-write-after-write",
-        "race-write-after-read",
-        "race-same-value",
-        "simd-lockstep",
-        "barrier-divergence",
-        "barrier-after-exit",
-        "simdgroup-barrier-divergence",
-        "simd-partial",
-        "simd-divergent",
-        "bad-shuffle",
-        "undefined-behaviour",
-        "wild-pointer",
-        "memory-fault",
-        "timeout",
-        "threadgroup-memory",
-        NOT_METAL,
-    }
-)
+# All kinds of findings: the runtime's and the lint's.
+KINDS = frozenset({*runtime.KINDS, NOT_METAL})
 
 # Those that raise unless told otherwise: not the ones that hardware handles as one hopes.
 FATAL = KINDS - {"race-same-value", "simd-lockstep", "simd-partial", "simd-divergent"}

@@ -14,6 +14,29 @@ import numpy as np
 from fm_mlx.metal_kernels.simulator.compiler import Library, runtime_library
 from fm_mlx.metal_kernels.simulator.report import Buffer, Finding, Report, Traffic
 
+# As runtime/launch.h numbers them.
+KINDS = (
+    "out-of-bounds",
+    "write-to-input",
+    "uninitialised-read",
+    "unwritten-output",
+    "race-read-after-write",
+    "race-write-after-write",
+    "race-write-after-read",
+    "race-same-value",
+    "simd-lockstep",
+    "barrier-divergence",
+    "barrier-after-exit",
+    "simdgroup-barrier-divergence",
+    "simd-partial",
+    "simd-divergent",
+    "bad-shuffle",
+    "undefined-behaviour",
+    "wild-pointer",
+    "memory-fault",
+    "timeout",
+    "threadgroup-memory",
+)
 BUFFER_KINDS = ("input", "output", "threadgroup", "constant")
 ORDERS = ("forward", "reverse", "random")
 REDUCE_ORDERS = ("ascending", "descending", "sequential")
@@ -93,7 +116,6 @@ def _runtime() -> ctypes.CDLL:
         ctypes.POINTER(_u64),
     ]
     runtime.msl_free.argtypes = [ctypes.c_void_p, _u64]
-    runtime.msl_kind_name.restype = ctypes.c_char_p
     return runtime
 
 
@@ -229,7 +251,7 @@ def run(
 
 def _finding(found: _Finding) -> Finding:
     return Finding(
-        kind=_runtime().msl_kind_name(found.kind).decode(),
+        kind=KINDS[found.kind],
         message=found.message.decode(),
         file=found.file.decode(),
         line=found.line,

@@ -54,8 +54,7 @@ def test_rewriting_keeps_everything_else():
         ("float4 a = b; s.float4(c);", "float4 a = b; s.float4(c);"),
         ("x = 1.5bf + 2bf + 0x1bf;", "x = bfloat(1.5f) + bfloat(2.0f) + 0x1bf;"),
         ("f(constant const int64_t strides[2])", "f(constant const int64_t * strides)"),
-        ("threadgroup float s[2]; s[0] = constant_of[1];",)
-        + ("static threadgroup float s[2] = {}; s[0] = constant_of[1];",),
+        ("threadgroup int s[2]; s[0] = a[1];", "static threadgroup int s[2] = {}; s[0] = a[1];"),
     ],
 )
 def test_metal_as_cpp(metal, wanted):

@@ -4,33 +4,6 @@
 
 #include "state.h"
 
-static const char* const kKindNames[MSL_KINDS] = {
-    "out-of-bounds",
-    "write-to-input",
-    "uninitialised-read",
-    "unwritten-output",
-    "race-read-after-write",
-    "race-write-after-write",
-    "race-write-after-read",
-    "race-same-value",
-    "simd-lockstep",
-    "barrier-divergence",
-    "barrier-after-exit",
-    "simdgroup-barrier-divergence",
-    "simd-partial",
-    "simd-divergent",
-    "bad-shuffle",
-    "undefined-behaviour",
-    "wild-pointer",
-    "memory-fault",
-    "timeout",
-    "threadgroup-memory",
-};
-
-extern "C" const char* msl_kind_name(int kind) {
-  return kind >= 0 && kind < MSL_KINDS ? kKindNames[kind] : "";
-}
-
 static bool is_same(const msl_finding& finding, msl_kind kind, Place place, const char* buffer,
                     int other_line) {
   return finding.kind == kind && finding.line == place.line && finding.column == place.column &&

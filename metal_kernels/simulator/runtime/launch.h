@@ -4,6 +4,7 @@
 
 #include "../include/msl_runtime.h"
 
+// ../runtime.py gives these their names.
 enum msl_kind {
   MSL_OUT_OF_BOUNDS,
   MSL_WRITE_TO_INPUT,
@@ -108,6 +109,4 @@ int msl_run(msl_entry entry, void** arguments, msl_buffer* buffers, uint32_t buf
 // Memory with redzones on both sides, filled with 0xFF. `block` is what msl_free wants.
 void* msl_allocate(uint64_t size, void** block, uint64_t* block_size);
 void msl_free(void* block, uint64_t block_size);
-
-const char* msl_kind_name(int kind);  // "out-of-bounds", ...
 }

@@ -1,8 +1,7 @@
-"""Kernels and the runtime as shared libraries: the compiler, its flags, a cache on disk."""
+"""Kernels and the runtime as shared libraries: the compiler and its flags."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -12,11 +11,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from fm_mlx.metal_kernels.simulator.cache import cached, digest, text_file
 from fm_mlx.metal_kernels.simulator.instrument import (
     Variable,
     instrument,
@@ -25,7 +25,6 @@ from fm_mlx.metal_kernels.simulator.instrument import (
 from fm_mlx.metal_kernels.simulator.translate import cpp
 
 COMPILER_VARIABLE = "FM_MLX_CLANG"
-CACHE_VARIABLE = "FM_MLX_CACHE"
 
 _FOLDER = Path(__file__).parent
 _OLDEST_CLANG = 18
@@ -149,12 +148,12 @@ def runtime_library() -> Path:
     texts = [*files, *(_FOLDER / "runtime").glob("*.h"), _include("msl_runtime.h")]
     flags = ["-std=c++17", "-O2", "-fno-exceptions", "-fno-rtti", "-shared", "-fPIC", "-w"]
     flags += [*_target(compiler), *_without_sanitizer(compiler), "-nostdlib++"]
-    name = "runtime-" + _digest(compiler.version, repr(flags), *map(_text, texts))
+    name = "runtime-" + digest(compiler.version, repr(flags), *map(_text, texts))
 
     def build(path: Path) -> None:
         compiler.run([*flags, "-o", path, *files], "the simulator's runtime")
 
-    return _cached(f"{name}.so", build)
+    return cached(f"{name}.so", build)
 
 
 def kernel_library(text: str, name: str, *, fast_math: bool) -> Library:
@@ -172,7 +171,7 @@ def kernel_library(text: str, name: str, *, fast_math: bool) -> Library:
     compiler = find_compiler()
     flags = [*kernel_flags(compiler), "-ffast-math" if fast_math else "-fno-fast-math"]
     own = (_FOLDER / "instrument.py", _FOLDER / "translate.py", Path(__file__))
-    digest = _digest(compiler.version, repr(flags), text, *map(_text, [*own, *_headers()]))
+    key = digest(compiler.version, repr(flags), text, *map(_text, [*own, *_headers()]))
 
     def build(path: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -196,9 +195,9 @@ def kernel_library(text: str, name: str, *, fast_math: bool) -> Library:
                 "constants": [asdict(v) for v in result.constants],
                 "rejected": _float_to_bfloat(messages),
             }
-            _write(path.with_suffix(".json"), json.dumps(facts))
+            path.with_suffix(".json").write_text(json.dumps(facts))
 
-    path = _cached(f"kernel-{digest}.so", build, sidecar=".json")
+    path = cached(f"kernel-{key}.so", build, sidecar=".json")
     facts = json.loads(path.with_suffix(".json").read_text())
     return Library(
         path,
@@ -295,16 +294,16 @@ def _precompiled_headers(compiler: Compiler, flags: Sequence[str]) -> Path:
     if folders := _mlx_include():
         utils = folders[0] / "mlx/backend/metal/kernels/utils.h"
         patched = cpp(utils.read_text())
-        preamble += f'#include "{_cached(f"utils-{_digest(patched)}.h", _writer(patched))}"\n'
+        preamble += f'#include "{cached(f"utils-{digest(patched)}.h", text_file(patched))}"\n'
     else:
         preamble += "typedef bfloat bfloat16_t;\ntypedef half float16_t;\n"
-    text = _cached(f"preamble-{_digest(preamble)}.h", _writer(preamble))
-    digest = _digest(compiler.version, repr(flags), preamble, *map(_text, _headers()))
+    text = cached(f"preamble-{digest(preamble)}.h", text_file(preamble))
+    key = digest(compiler.version, repr(flags), preamble, *map(_text, _headers()))
 
     def build(path: Path) -> None:
         compiler.run([*flags, "-x", "c++-header", "-o", path, text], "the simulator's headers")
 
-    return _cached(f"headers-{digest}.pch", build)
+    return cached(f"headers-{key}.pch", build)
 
 
 @cache
@@ -328,44 +327,6 @@ def _readable(diagnostics: str) -> str:
     return re.sub(r"^.*/(?=kernel\.cpp)", "", diagnostics, flags=re.MULTILINE)[-6000:]
 
 
-# ---- the cache
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: $FM_MLX_CACHE, else the user's cache."""
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named)
-    if platform.system() == "Darwin":
-        return Path.home() / "Library/Caches/fm-mlx/simulator"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fm-mlx/simulator"
-
-
-def _cached(name: str, build: Callable[[Path], None], sidecar: str = "") -> Path:
-    """A file of the cache, built under another name and moved into place when complete."""
-    path = cache_folder() / name
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            built = Path(folder, name)
-            build(built)
-            if sidecar:
-                os.replace(built.with_suffix(sidecar), path.with_suffix(sidecar))
-            os.replace(built, path)
-    return path
-
-
-def _writer(text: str) -> Callable[[Path], None]:
-    return lambda path: _write(path, text)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
-
-
 @cache
 def _text(path: Path) -> str:
     return path.read_text()
-
-
-def _digest(*parts: Iterable[str]) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]

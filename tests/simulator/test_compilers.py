@@ -10,7 +10,7 @@ import pytest
 from launches import INDEX, X, launch
 
 from fm_mlx.metal_kernels import simulator
-from fm_mlx.metal_kernels.simulator import compiler
+from fm_mlx.metal_kernels.simulator import cache, compiler
 
 SHARED = (
     "threadgroup float s[64]; " + INDEX + "s[i] = simd_sum(x[i]) + float2(1, 2).y;"
@@ -83,7 +83,7 @@ def test_compilers_agree(monkeypatch, kind):
 
 def test_cache(monkeypatch, tmp_path):
     """A kernel is compiled once, another text anew; nothing half-written is left."""
-    monkeypatch.setenv(compiler.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
     launch(INDEX + "o[i] = x[i];")
     first = sorted(tmp_path.iterdir())
     assert {path.suffix for path in first} == {".so", ".json", ".pch", ".h"}
@@ -99,7 +99,7 @@ def test_cache(monkeypatch, tmp_path):
 
 
 def test_failed_compilation_leaves_nothing(monkeypatch, tmp_path):
-    monkeypatch.setenv(compiler.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
     launch(INDEX + "o[i] = x[i];")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(simulator.CompileError):

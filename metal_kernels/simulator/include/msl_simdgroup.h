@@ -90,10 +90,10 @@ void msl_prefix(msl_op** lanes, unsigned active) {
   };
 struct msl_product;
 MSL_OPERATION(msl_sum, a + b)
-MSL_OPERATION(msl_product, a* b)
+MSL_OPERATION(msl_product, (a * b))
 MSL_OPERATION(msl_min, min(a, b))
 MSL_OPERATION(msl_max, max(a, b))
-MSL_OPERATION(msl_and, a& b)
+MSL_OPERATION(msl_and, (a & b))
 MSL_OPERATION(msl_or, a | b)
 MSL_OPERATION(msl_xor, a ^ b)
 #undef MSL_OPERATION

@@ -1,0 +1,55 @@
+"""Compiled files on disk, each written once and whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+VARIABLE = "FM_MLX_CACHE"
+
+
+def folder() -> Path:
+    """Where the files are: $FM_MLX_CACHE, else the user's cache directory."""
+    if named := os.environ.get(VARIABLE):
+        return Path(named)
+    if platform.system() == "Darwin":
+        return Path.home() / "Library/Caches/fm-mlx/simulator"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fm-mlx/simulator"
+
+
+def cached(name: str, build: Callable[[Path], None], sidecar: str = "") -> Path:
+    """A file of the cache; if it is not there, built under another name and then moved.
+
+    Args:
+        name: of the file, with a digest of all that goes into it.
+        build: writes the file to the path it is given.
+        sidecar: suffix of a second file that `build` writes beside the first.
+    """
+    path = folder() / name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            built = Path(scratch, name)
+            build(built)
+            if sidecar:
+                os.replace(built.with_suffix(sidecar), path.with_suffix(sidecar))
+            os.replace(built, path)
+    return path
+
+
+def text_file(text: str) -> Callable[[Path], None]:
+    """A `build` for `cached` that writes a text."""
+
+    def build(path: Path) -> None:
+        path.write_text(text)
+
+    return build
+
+
+def digest(*parts: str) -> str:
+    """A short name for texts."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]

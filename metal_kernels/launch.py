@@ -39,8 +39,8 @@ def backend() -> Backend:
     Metal if MLX's default device is a Metal GPU, else the ops form.
 
     Raises:
-        ValueError: if the environment variable holds something else than a backend.
-        RuntimeError: if Metal is asked for where there is none.
+        ValueError: if the environment variable holds something else than a backend, or if
+            what is asked for cannot run here.
     """
     chosen = _forced.get()
     if chosen is None and (named := os.environ.get(VARIABLE)):
@@ -49,7 +49,9 @@ def backend() -> Backend:
     if chosen is None:
         return Backend.METAL if on_metal else Backend.OPS
     if chosen is Backend.METAL and not on_metal:
-        raise RuntimeError(f"Metal kernels are asked for, but MLX runs on {mx.default_device()}")
+        raise ValueError(f"Metal kernels are asked for, but MLX runs on {mx.default_device()}")
+    if chosen is Backend.SIMULATOR and (reason := _simulator().unavailable()):
+        raise ValueError(reason)
     return chosen
 
 
@@ -70,6 +72,13 @@ def using(name: Backend | str) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+def _simulator():
+    # imported only where it is asked for: it never runs by itself
+    from fm_mlx.metal_kernels import simulator
+
+    return simulator
 
 
 def _backend(name: str, where: str) -> Backend:
@@ -127,9 +136,7 @@ class MetalKernel:
     @cached_property
     def simulated(self):
         """The kernel in the simulator; its ``report`` tells of the last launch."""
-        from fm_mlx.metal_kernels import simulator
-
-        return self._made_by(simulator.metal_kernel)
+        return self._made_by(_simulator().metal_kernel)
 
     @cached_property
     def _on_metal(self) -> Callable[..., list[mx.array]]:

@@ -7,7 +7,7 @@ import pytest
 from cases import REAL, routed, tiny_model, tokens
 
 from fm_mlx import ops
-from fm_mlx.metal_kernels import kernels, launch
+from fm_mlx.metal_kernels import kernels, launch, simulator
 from fm_mlx.metal_kernels.launch import VARIABLE, Backend, backend
 
 
@@ -67,10 +67,15 @@ class TestBackend:
         with allowed, launch.using("fast"):
             pass
 
+    def test_simulator_where_there_is_no_compiler(self, monkeypatch):
+        monkeypatch.setattr(simulator, "unavailable", lambda: "no compiler here")
+        with launch.using("simulator"), pytest.raises(ValueError, match="no compiler here"):
+            ops.route(mx.zeros((1, 5)), 2)
+
     def test_metal_where_there_is_none(self):
         if mx.metal.is_available():
             pytest.skip("this machine has Metal")
-        with launch.using("metal"), pytest.raises(RuntimeError, match=r"MLX runs on Device\(cpu"):
+        with launch.using("metal"), pytest.raises(ValueError, match=r"MLX runs on Device\(cpu"):
             ops.route(mx.zeros((1, 5)), 2)
 
 

@@ -231,6 +231,18 @@ def test_flush_denormals():
     assert launch(source, inputs={"x": x}, flush_denormals=True)[0][0].item() == 0
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_switching_threads_at_memory(seed):
+    """A kernel without races gives the same; one with a race shows it in its numbers."""
+    source = "threadgroup float s[64]; " + INDEX + "s[i] = x[i]; {} o[i] = s[63 - i];"
+    barrier = "threadgroup_barrier(mem_flags::mem_threadgroup);"
+    options = {"order": "random", "seed": seed, "yield_at_memory": True}
+    o, _ = launch(source.replace("{}", barrier), **options)
+    assert mx.array_equal(o, X[:64][::-1])
+    o, _ = launch(source.replace("{}", ""), fatal=(), **options)
+    assert not mx.array_equal(o, X[:64][::-1])
+
+
 def test_nothing_to_do():
     """An empty output, as MLX has it for empty batches."""
     o, _ = launch("o[0] = x[0];", threads=0, group=1, count=0)

@@ -241,9 +241,13 @@ def kernel_flags(compiler: Compiler) -> list[str]:
         "-fno-slp-vectorize",
         "-fno-unroll-loops",
         "-mllvm",
+        "-disable-loop-idiom-all",
+        "-mllvm",
         "-simplifycfg-sink-common=false",
         "-mllvm",
         "-simplifycfg-hoist-common=false",
+        # a loop that waits for memory to change is not taken for one that ends
+        "-fno-finite-loops",
         "-ftrivial-auto-var-init=pattern",
         *_without_sanitizer(compiler),
         f"-fsanitize={sanitized}",
@@ -301,7 +305,11 @@ def _precompiled_headers(compiler: Compiler, flags: Sequence[str]) -> Path:
     key = digest(compiler.version, repr(flags), preamble, *map(_text, _headers()))
 
     def build(path: Path) -> None:
-        compiler.run([*flags, "-x", "c++-header", "-o", path, text], "the simulator's headers")
+        # by content, not by time: the cache's names already tell the headers apart
+        timeless = ["-Xclang", "-fno-pch-timestamp"]
+        compiler.run(
+            [*flags, *timeless, "-x", "c++-header", "-o", path, text], "the simulator's headers"
+        )
 
     return cached(f"headers-{key}.pch", build)
 

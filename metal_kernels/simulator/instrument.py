@@ -143,26 +143,42 @@ def _global(match: re.Match, line: str, types: Types, result: Instrumented) -> s
     )
 
 
-def _before(line: str, types: Types, writer: _Writer) -> tuple[str, int, int] | None:
-    """Calls for what a line is about to access; pointer, space and size if it stores."""
+def _before(line: str, types: Types, writer: _Writer) -> tuple[str, int, str] | None:
+    """Calls for what a line is about to access; pointer, space and bytes if it stores."""
     text = line.strip()
     if access := _ACCESS.match(text):
         pointer = _POINTER.search(text)
         space = int(pointer[1] or 0) if pointer else 0
         if space in _WATCHED:
-            size = types.size(_leading_type(access[2])[0].rstrip(","))
+            size = str(types.size(_leading_type(access[2])[0].rstrip(",")))
             name = "__msl_load" if access[1] == "load" else "__msl_store"
             writer.call(name, line, pointer[2], space, size)
             return (pointer[2], space, size) if access[1] == "store" else None
     elif memory := _MEMORY_CALL.match(text):
-        arguments = _split(re.search(r"\((.*)\)", text[text.index("@llvm.mem") :])[1])
-        size = re.search(r"i64 (\d+)", arguments[2])
-        for argument, name in zip(arguments, ("__msl_store", "__msl_load"), strict=False):
-            pointer = _MEMORY_POINTER.match(argument)
-            space = int(pointer[1] or 0) if pointer else 0
-            if size and space in _WATCHED and (name == "__msl_store" or memory[1] != "set"):
-                writer.call(name, line, pointer[2], space, int(size[1]))
+        return _before_memory_call(line, text, memory[1], writer)
+    elif "call void @__msl_collective(" in text:
+        writer.place(line)
     return None
+
+
+def _before_memory_call(
+    line: str, text: str, kind: str, writer: _Writer
+) -> tuple[str, int, str] | None:
+    """The same for a copy or a fill of memory."""
+    target, source, count = _split(re.search(r"\((.*)\)", text[text.index("@llvm.mem") :])[1])[:3]
+    size = writer.as_i32(count.strip())
+    if kind != "set" and (read := _watched_pointer(source)):
+        writer.call("__msl_load", line, *read, size)
+    if written := _watched_pointer(target):
+        writer.call("__msl_store", line, *written, size)
+        return *written, size
+    return None
+
+
+def _watched_pointer(argument: str) -> tuple[str, int] | None:
+    pointer = _MEMORY_POINTER.match(argument)
+    space = int(pointer[1] or 0) if pointer else 0
+    return (pointer[2], space) if space in _WATCHED else None
 
 
 class _Places:
@@ -190,7 +206,11 @@ class _Places:
         self._files = dict(re.findall(r'^!(\d+) = !DIFile\(filename: "([^"]*)"', ir, re.MULTILINE))
 
     def site(self, line: str) -> int:
-        """The number of the place of an instruction: the user's line that led to it."""
+        """The number of the place of an instruction."""
+        return self.sites.setdefault(self.of(line), len(self.sites))
+
+    def of(self, line: str) -> tuple[str, int, int]:
+        """File, line and column of an instruction: the user's line that led to it."""
         place = ("", 0, 0)
         debug = re.search(r"!dbg !(\d+)", line)
         if debug and debug[1] in self._locations:
@@ -200,7 +220,7 @@ class _Places:
                 number, column, scope, inlined_at = self._locations[inlined_at]
                 file = self._file(scope)
             place = (file, number, column)
-        return self.sites.setdefault(place, len(self.sites))
+        return place
 
     def _file(self, scope: str) -> str:
         return self._files.get(self._file_of_scope.get(scope), "")
@@ -212,17 +232,34 @@ class _Writer:
     def __init__(self, places: _Places):
         self.lines: list[str] = []
         self.places = places
-        self._casts = 0
+        self._values = 0
 
-    def call(self, name: str, line: str, pointer: str, space: int, size: int) -> None:
-        """Call the runtime for an access that `line` makes."""
-        self._casts += 1
-        cast = f"%msl.{self._casts}"
+    def call(self, name: str, line: str, pointer: str, space: int, size: str) -> None:
+        """Call the runtime for an access that `line` makes to `size` bytes, an i32."""
+        cast = self._value()
         site = self.places.site(line)
         self.lines += [
             f"  {cast} = addrspacecast ptr addrspace({space}) {pointer} to ptr",
             f"  call void @{name}(ptr {cast}, i32 {size}, i32 {site}, i32 {space})",
         ]
+
+    def place(self, line: str) -> None:
+        """Tell the runtime where the user's text calls the SIMD function of `line`."""
+        if self.places.of(line)[0] in USER_FILES:
+            self.lines.append(f"  call void @__msl_place(i32 {self.places.site(line)})")
+
+    def as_i32(self, operand: str) -> str:
+        """The value of an integer operand, such as ``i64 %n``, as an i32."""
+        type_text, value = operand.split()
+        if type_text == "i32" or not value.startswith("%"):
+            return value
+        result = self._value()
+        self.lines.append(f"  {result} = trunc {type_text} {value} to i32")
+        return result
+
+    def _value(self) -> str:
+        self._values += 1
+        return f"%msl.{self._values}"
 
 
 def _tables(result: Instrumented, sites: Iterable[tuple[str, int, int]]) -> list[str]:
@@ -250,6 +287,7 @@ def _tables(result: Instrumented, sites: Iterable[tuple[str, int, int]]) -> list
             f"declare void @{name}(ptr, i32, i32, i32)"
             for name in ("__msl_load", "__msl_store", "__msl_stored")
         ),
+        "declare void @__msl_place(i32)",
         "",
     ]
 

@@ -16,7 +16,11 @@ _POSITION = "uint3{{thread->{0}[0], thread->{0}[1], thread->{0}[2]}}"
 
 # What a thread attribute of Metal is, from a msl_thread (include/msl_runtime.h).
 THREAD_ATTRIBUTES = {
-    "dispatch_quadgroups_per_threadgroup": "thread->dispatch_simdgroups * 8",
+    "dispatch_quadgroups_per_threadgroup": (
+        "(thread->dispatch_threads_per_threadgroup[0]"
+        " * thread->dispatch_threads_per_threadgroup[1]"
+        " * thread->dispatch_threads_per_threadgroup[2] + 3) / 4"
+    ),
     "dispatch_simdgroups_per_threadgroup": "thread->dispatch_simdgroups",
     "dispatch_threads_per_threadgroup": _POSITION.format("dispatch_threads_per_threadgroup"),
     "grid_origin": "uint3{0, 0, 0}",
@@ -103,12 +107,13 @@ def _static_threadgroup_variables(tokens: Sequence[Token]) -> Iterator[Edit]:
     """``threadgroup T x[n];`` in a function: one variable for all threads of a threadgroup.
 
     Initialised with ``{}``, because clang calls no constructor in another address space; the
-    runtime overwrites it for every threadgroup.
+    runtime overwrites it for every threadgroup, so the optimiser must not rely on it: "used"
+    keeps it from folding a variable that nobody writes.
     """
     for i, token in enumerate(tokens):
         begins = i == 0 or tokens[i - 1].text in (";", "{", "}")
         if token.text == "threadgroup" and begins and (ends := _declarator_ends(tokens, i)):
-            yield token.start, token.start, "static "
+            yield token.start, token.start, "static __attribute__((used)) "
             for end in ends:
                 yield end, end, " = {}"
 

@@ -267,3 +267,75 @@ def test_random_order_is_reproducible_and_does_vary():
     forward, reverse = (launch(source, dtype=mx.uint32, order=o)[0] for o in ("forward", "reverse"))
     assert mx.array_equal(forward, mx.arange(64))
     assert mx.array_equal(reverse, mx.arange(63, -1, -1))
+
+
+def test_bits_of_small_integers():
+    """Those of the argument's type; C++ alone would promote it to int."""
+    values = {
+        "clz(ushort(1))": 15,
+        "clz(ulong(1))": 63,
+        "ctz(uchar(0))": 8,
+        "popcount(char(-1))": 8,
+        "reverse_bits(ushort(1))": 32768,
+        "rotate(ushort(0x8001), ushort(1))": 3,
+        "extract_bits(int(-1), 0u, 4u)": -1,
+        "extract_bits(uint(0xabcd), 4u, 8u)": 0xBC,
+        "insert_bits(uint(0xff), uint(0), 4u, 2u)": 0xCF,
+        "mulhi(uint(0x80000000u), uint(4))": 2,
+        "mulhi(int(-2147483647), int(4))": -2,
+        "absdiff(3u, 7u)": 4,
+        "abs(int2(-3, 2)).x": 3,
+        "clz(int4(1)).w": 31,
+    }
+    source = " ".join(f"o[{k}] = {text};" for k, text in enumerate(values))
+    o, report = launch(source, threads=1, group=1, count=len(values))
+    assert o.tolist() == list(values.values())
+    assert not report.findings
+
+
+def test_math_at_the_edges():
+    values = {
+        "sign(x[0] / x[0])": 0,
+        "fract(-1e-10f)": float(np.nextafter(np.float32(1), np.float32(0))),
+        "sinpi(1.0f)": 0,
+        "sinpi(-0.5f)": -1,
+        "cospi(0.5f)": 0,
+        "cospi(-3.0f)": -1,
+        "fmedian3(3.0f, 1.0f, 2.0f)": 2,
+        "abs(float2(-3, 1)).x": 3,
+    }
+    source = " ".join(f"o[{k}] = {text};" for k, text in enumerate(values))
+    o, _ = launch(source, threads=1, group=1, count=len(values))
+    assert o.tolist() == list(values.values())
+
+
+def test_fill_in_runs_of_lanes():
+    source = (
+        INDEX
+        + """
+        float up = simd_shuffle_and_fill_up(x[i], -x[i], ushort(3), ushort(8));
+        float down = simd_shuffle_and_fill_down(x[i], -x[i], ushort(3), ushort(8));
+        o[i] = up; o[i + 32] = down; o[i + 64] = i > 4 ? simd_is_first() : false;"""
+    )
+    o, _ = launch(source, threads=32, group=32, count=96)
+    lane, run = np.arange(32), np.arange(32) % 8
+    up = np.where(run >= 3, lane - 3, -(lane - 3 + 8))
+    down = np.where(run + 3 < 8, lane + 3, -(lane + 3 - 8))
+    assert o.tolist() == [*up, *down, *(lane == 5)]
+
+
+def test_simd_functions_of_bfloat_are_told_apart_by_the_users_lines():
+    """MLX's own headers stand between the kernel and the SIMD function."""
+    source = INDEX + "bfloat v = bfloat(1); if (i < 16)\nv = simd_sum(v); else\nv = simd_sum(v); "
+    o, report = launch(source + "o[i] = v;", threads=32, group=32, count=32)
+    assert o.tolist() == [16] * 32
+    first = report.findings[0]
+    assert (first.kind, first.file, first.line) == ("simd-divergent", "source", 2)
+
+
+def test_quadgroups():
+    source = (
+        INDEX + "o[i] = dispatch_quadgroups_per_threadgroup * 100 + quadgroups_per_threadgroup;"
+    )
+    o, _ = launch(source, threads=48, group=48, count=48)
+    assert o[0].item() == 1212

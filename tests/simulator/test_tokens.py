@@ -11,6 +11,8 @@ from fm_mlx.metal_kernels.simulator.source import generated_source, read_source
 from fm_mlx.metal_kernels.simulator.tokens import rewrite, tokenize
 from fm_mlx.metal_kernels.simulator.translate import cpp
 
+KEPT = "static __attribute__((used))"
+
 
 def texts(source: str) -> list[str]:
     return [token.text for token in tokenize(source)]
@@ -42,8 +44,8 @@ def test_rewriting_keeps_everything_else():
 @pytest.mark.parametrize(
     ("metal", "wanted"),
     [
-        ("threadgroup float s[4], t[2];", "static threadgroup float s[4] = {}, t[2] = {};"),
-        ("threadgroup T<2, 3> s;", "static threadgroup T<2, 3> s = {};"),
+        ("threadgroup float s[4], t[2];", f"{KEPT} threadgroup float s[4] = {{}}, t[2] = {{}};"),
+        ("threadgroup T<2, 3> s;", f"{KEPT} threadgroup T<2, 3> s = {{}};"),
         ("threadgroup float* p = s;", "threadgroup float* p = s;"),
         ("void f(threadgroup float* p, int n);", "void f(threadgroup float* p, int n);"),
         ("// threadgroup float s[4];", "// threadgroup float s[4];"),
@@ -54,7 +56,7 @@ def test_rewriting_keeps_everything_else():
         ("float4 a = b; s.float4(c);", "float4 a = b; s.float4(c);"),
         ("x = 1.5bf + 2bf + 0x1bf;", "x = bfloat(1.5f) + bfloat(2.0f) + 0x1bf;"),
         ("f(constant const int64_t strides[2])", "f(constant const int64_t * strides)"),
-        ("threadgroup int s[2]; s[0] = a[1];", "static threadgroup int s[2] = {}; s[0] = a[1];"),
+        ("threadgroup int s[2]; s[0] = a[1];", f"{KEPT} threadgroup int s[2] = {{}}; s[0] = a[1];"),
     ],
 )
 def test_metal_as_cpp(metal, wanted):

@@ -58,37 +58,37 @@ inline T* msl_plain(Pointer pointer) {
   return (T*)(void*)pointer;
 }
 
-#define MSL_ATOMIC(name, expression, requirement)                                       \
+#define MSL_ATOMIC(name, kind, expression, requirement)                                 \
   template <class Pointer, class T = msl_atomic_t<Pointer>>                             \
   inline T atomic_##name##_explicit(Pointer object, msl_given<T> operand, memory_order, \
                                     MSL_PLACE) {                                        \
     static_assert(requirement, "Metal has no such atomic for this type");               \
     T* target = msl_plain<T>(object);                                                   \
-    __msl_atomic(target, sizeof(T), 1, MSL_PLACE_HERE);                                 \
+    __msl_atomic(target, sizeof(T), kind, MSL_PLACE_HERE);                              \
     T old = *target;                                                                    \
     *target = expression;                                                               \
     return old;                                                                         \
   }
-MSL_ATOMIC(fetch_add, (T)(old + operand), true)
-MSL_ATOMIC(fetch_sub, (T)(old - operand), true)
-MSL_ATOMIC(fetch_and, (T)(old& operand), is_integral_v<T>)
-MSL_ATOMIC(fetch_or, (T)(old | operand), is_integral_v<T>)
-MSL_ATOMIC(fetch_xor, (T)(old ^ operand), is_integral_v<T>)
-MSL_ATOMIC(fetch_min, operand < old ? operand : old, is_integral_v<T>)
-MSL_ATOMIC(fetch_max, operand > old ? operand : old, is_integral_v<T>)
-MSL_ATOMIC(exchange, operand, true)
+MSL_ATOMIC(fetch_add, MSL_ATOMIC_CHANGE, (T)(old + operand), true)
+MSL_ATOMIC(fetch_sub, MSL_ATOMIC_CHANGE, (T)(old - operand), true)
+MSL_ATOMIC(fetch_and, MSL_ATOMIC_CHANGE, (T)(old& operand), is_integral_v<T>)
+MSL_ATOMIC(fetch_or, MSL_ATOMIC_CHANGE, (T)(old | operand), is_integral_v<T>)
+MSL_ATOMIC(fetch_xor, MSL_ATOMIC_CHANGE, (T)(old ^ operand), is_integral_v<T>)
+MSL_ATOMIC(fetch_min, MSL_ATOMIC_CHANGE, operand < old ? operand : old, is_integral_v<T>)
+MSL_ATOMIC(fetch_max, MSL_ATOMIC_CHANGE, operand > old ? operand : old, is_integral_v<T>)
+MSL_ATOMIC(exchange, MSL_ATOMIC_STORE, operand, true)
 #undef MSL_ATOMIC
 
 template <class Pointer, class T = msl_atomic_t<Pointer>>
 inline T atomic_load_explicit(Pointer object, memory_order, MSL_PLACE) {
   T* target = msl_plain<T>(object);
-  __msl_atomic(target, sizeof(T), 0, MSL_PLACE_HERE);
+  __msl_atomic(target, sizeof(T), MSL_ATOMIC_LOAD, MSL_PLACE_HERE);
   return *target;
 }
 template <class Pointer, class T = msl_atomic_t<Pointer>>
 inline void atomic_store_explicit(Pointer object, msl_given<T> value, memory_order, MSL_PLACE) {
   T* target = msl_plain<T>(object);
-  __msl_atomic(target, sizeof(T), 1, MSL_PLACE_HERE);
+  __msl_atomic(target, sizeof(T), MSL_ATOMIC_STORE, MSL_PLACE_HERE);
   *target = value;
 }
 template <class Pointer, class T = msl_atomic_t<Pointer>>
@@ -96,7 +96,7 @@ inline bool atomic_compare_exchange_weak_explicit(Pointer object, thread msl_giv
                                                   msl_given<T> desired, memory_order, memory_order,
                                                   MSL_PLACE) {
   T* target = msl_plain<T>(object);
-  __msl_atomic(target, sizeof(T), 1, MSL_PLACE_HERE);
+  __msl_atomic(target, sizeof(T), MSL_ATOMIC_CHANGE, MSL_PLACE_HERE);
   bool is_equal = __builtin_memcmp(target, expected, sizeof(T)) == 0;
   if (is_equal) {
     *target = desired;

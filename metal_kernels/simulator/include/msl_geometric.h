@@ -47,14 +47,15 @@ inline vec<T, N> normalize(vec<T, N> a) {
 
 #define MSL_MATH                                                                                   \
   using metal::abs, metal::acos, metal::acosh, metal::asin, metal::asinh, metal::atan,             \
-      metal::atan2, metal::atanh, metal::ceil, metal::clamp, metal::cos, metal::cosh,              \
-      metal::cospi, metal::divide, metal::exp, metal::exp10, metal::exp2, metal::fabs,             \
-      metal::floor, metal::fma, metal::fmax, metal::fmin, metal::fmod, metal::fract, metal::frexp, \
+      metal::atan2, metal::atanh, metal::ceil, metal::clamp, metal::copysign, metal::cos,          \
+      metal::cosh, metal::cospi, metal::divide, metal::exp, metal::exp10, metal::exp2,             \
+      metal::fabs, metal::fdim, metal::floor, metal::fma, metal::fmax, metal::fmax3,               \
+      metal::fmedian3, metal::fmin, metal::fmin3, metal::fmod, metal::fract, metal::frexp,         \
       metal::isfinite, metal::isinf, metal::isnan, metal::ldexp, metal::log, metal::log10,         \
       metal::log2, metal::max, metal::max3, metal::median3, metal::min, metal::min3, metal::mix,   \
       metal::nextafter, metal::pow, metal::powr, metal::rint, metal::round, metal::rsqrt,          \
-      metal::saturate, metal::sign, metal::sin, metal::sinh, metal::sinpi, metal::sqrt,            \
-      metal::tan, metal::tanh, metal::tanpi, metal::trunc;
+      metal::saturate, metal::sign, metal::sin, metal::sincos, metal::sinh, metal::sinpi,          \
+      metal::sqrt, metal::tan, metal::tanh, metal::tanpi, metal::trunc;
 namespace fast {
 MSL_MATH
 }

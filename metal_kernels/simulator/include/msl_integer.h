@@ -53,6 +53,7 @@ inline vec<T, N> clamp(vec<T, N> x, vec<T, N> low, vec<T, N> high) {
 
 #define MSL_ABS(type) \
   inline type abs(type x) { return x < 0 ? -x : x; }
+MSL_ABS(char)
 MSL_ABS(int8_t)
 MSL_ABS(short)
 MSL_ABS(int)
@@ -66,28 +67,84 @@ MSL_ABS(uint)
 MSL_ABS(ulong)
 #undef MSL_ABS
 
-inline uchar popcount(uchar x) { return __builtin_popcount(x); }
-inline ushort popcount(ushort x) { return __builtin_popcount(x); }
-inline int popcount(int x) { return __builtin_popcount(x); }
-inline uint popcount(uint x) { return __builtin_popcount(x); }
-inline ulong popcount(ulong x) { return __builtin_popcountl(x); }
-inline int clz(int x) { return x ? __builtin_clz(x) : 32; }
-inline uint clz(uint x) { return x ? __builtin_clz(x) : 32; }
-inline int ctz(int x) { return x ? __builtin_ctz(x) : 32; }
-inline uint ctz(uint x) { return x ? __builtin_ctz(x) : 32; }
-inline uint mulhi(uint a, uint b) { return ((ulong)a * b) >> 32; }
-inline int mulhi(int a, int b) { return ((long)a * b) >> 32; }
+// Bits are those of the argument's own type, where C++ would promote a small one to int.
+template <class T>
+using msl_if_integer = enable_if_t<is_integral_v<T> && !is_same_v<T, bool>, T>;
+template <class T>
+constexpr int msl_bits = sizeof(T) * 8;
 
-inline uint rotate(uint x, uint count) {
-  count &= 31;
-  return count ? (x << count) | (x >> (32 - count)) : x;
+template <class T>
+inline msl_if_integer<T> popcount(T x) {
+  return (T)__builtin_popcountl((ulong)(make_unsigned_t<T>)x);
 }
-inline uint reverse_bits(uint x) {
-  uint result = 0;
-  for (int i = 0; i < 32; ++i) result |= ((x >> i) & 1u) << (31 - i);
-  return result;
+template <class T>
+inline msl_if_integer<T> clz(T x) {
+  ulong bits = (make_unsigned_t<T>)x;
+  return (T)(bits ? __builtin_clzl(bits) - (64 - msl_bits<T>) : msl_bits<T>);
 }
-inline uint extract_bits(uint x, uint offset, uint count) {
-  return count >= 32 ? x >> offset : (x >> offset) & ((1u << count) - 1);
+template <class T>
+inline msl_if_integer<T> ctz(T x) {
+  ulong bits = (make_unsigned_t<T>)x;
+  return (T)(bits ? __builtin_ctzl(bits) : msl_bits<T>);
 }
+template <class T>
+inline msl_if_integer<T> reverse_bits(T x) {
+  ulong bits = (make_unsigned_t<T>)x, result = 0;
+  for (int i = 0; i < msl_bits<T>; ++i) result |= ((bits >> i) & 1) << (msl_bits<T> - 1 - i);
+  return (T)result;
+}
+template <class T>
+inline msl_if_integer<T> rotate(T x, T count) {
+  ulong bits = (make_unsigned_t<T>)x;
+  ulong left = (ulong)count & (msl_bits<T> - 1);
+  return left ? (T)(bits << left | bits >> (msl_bits<T> - left)) : x;
+}
+template <class T>
+inline msl_if_integer<T> mulhi(T a, T b) {
+  using wide = conditional_t<is_signed_v<T>, __int128, unsigned __int128>;
+  return (T)(((wide)a * (wide)b) >> msl_bits<T>);
+}
+// Of a signed number, the highest of the bits taken is its sign.
+template <class T>
+inline msl_if_integer<T> extract_bits(T x, uint offset, uint count) {
+  if (count == 0) return 0;
+  uint above = msl_bits<T> - offset - count;
+  T top = (T)((ulong)x << above);
+  return (T)(top >> (msl_bits<T> - count));
+}
+template <class T>
+inline msl_if_integer<T> insert_bits(T base, T inserted, uint offset, uint count) {
+  ulong mask = (count >= 64 ? ~0ul : (1ul << count) - 1) << offset;
+  return (T)(((ulong)base & ~mask) | (((ulong)inserted << offset) & mask));
+}
+template <class T>
+inline msl_if_integer<T> absdiff(T a, T b) {
+  return a < b ? (T)(b - a) : (T)(a - b);
+}
+
+#define MSL_EACH1(name)                                    \
+  template <class T, int N>                                \
+  inline vec<T, N> name(vec<T, N> x) {                     \
+    vec<T, N> result;                                      \
+    for (int i = 0; i < N; ++i) result[i] = name((T)x[i]); \
+    return result;                                         \
+  }
+MSL_EACH1(abs)
+MSL_EACH1(popcount)
+MSL_EACH1(clz)
+MSL_EACH1(ctz)
+MSL_EACH1(reverse_bits)
+#undef MSL_EACH1
+
+#define MSL_EACH2(name)                                             \
+  template <class T, int N>                                         \
+  inline vec<T, N> name(vec<T, N> x, vec<T, N> y) {                 \
+    vec<T, N> result;                                               \
+    for (int i = 0; i < N; ++i) result[i] = name((T)x[i], (T)y[i]); \
+    return result;                                                  \
+  }
+MSL_EACH2(rotate)
+MSL_EACH2(mulhi)
+MSL_EACH2(absdiff)
+#undef MSL_EACH2
 }  // namespace metal

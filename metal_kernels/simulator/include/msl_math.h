@@ -3,6 +3,14 @@
 #pragma once
 
 namespace metal {
+// Exact where the result is -1, 0 or 1, as a product with pi is not.
+inline float msl_sinpi(float x) {
+  float turn = x - 2.f * __builtin_rintf(0.5f * x);  // in [-1, 1]
+  float magnitude = __builtin_fabsf(turn);
+  float folded = magnitude > 0.5f ? 1.f - magnitude : magnitude;
+  return __builtin_copysignf(__builtin_sinf(M_PI_F * folded), turn);
+}
+
 #define MSL_FLOAT1(name, expression)                        \
   inline float name(float x) { return expression; }         \
   inline half name(half x) { return (half)name((float)x); } \
@@ -30,20 +38,20 @@ MSL_FLOAT1(tanh, __builtin_tanhf(x))
 MSL_FLOAT1(asinh, __builtin_asinhf(x))
 MSL_FLOAT1(acosh, __builtin_acoshf(x))
 MSL_FLOAT1(atanh, __builtin_atanhf(x))
-MSL_FLOAT1(sinpi, __builtin_sinf(M_PI_F* x))
-MSL_FLOAT1(cospi, __builtin_cosf(M_PI_F* x))
-MSL_FLOAT1(tanpi, __builtin_tanf(M_PI_F* x))
+MSL_FLOAT1(sinpi, msl_sinpi(x))
+MSL_FLOAT1(cospi, msl_sinpi(0.5f - __builtin_fabsf(__builtin_fmodf(x, 2.f))))
+MSL_FLOAT1(tanpi, sinpi(x) / cospi(x))
 MSL_FLOAT1(sqrt, __builtin_sqrtf(x))
 MSL_FLOAT1(rsqrt, 1.0f / __builtin_sqrtf(x))
 MSL_FLOAT1(fabs, __builtin_fabsf(x))
-MSL_FLOAT1(abs, __builtin_fabsf(x))
 MSL_FLOAT1(floor, __builtin_floorf(x))
 MSL_FLOAT1(ceil, __builtin_ceilf(x))
 MSL_FLOAT1(round, __builtin_roundf(x))
 MSL_FLOAT1(rint, __builtin_rintf(x))
 MSL_FLOAT1(trunc, __builtin_truncf(x))
-MSL_FLOAT1(fract, x - __builtin_floorf(x))
-MSL_FLOAT1(sign, x > 0 ? 1.f : x < 0 ? -1.f : x)
+// less than 1 even where the difference rounds to it
+MSL_FLOAT1(fract, __builtin_fminf(x - __builtin_floorf(x), 0x1.fffffep-1f))
+MSL_FLOAT1(sign, x > 0 ? 1.f : x < 0 ? -1.f : x == 0 ? x : 0.f)
 MSL_FLOAT1(saturate, x < 0.f ? 0.f : x > 1.f ? 1.f : x)
 #undef MSL_FLOAT1
 
@@ -85,15 +93,24 @@ inline float msl_smoothstep(float low, float high, float x) {
     return result;                                                                              \
   }
 MSL_FLOAT3(fma, __builtin_fmaf(x, y, z))
+MSL_FLOAT3(fmax3, __builtin_fmaxf(x, __builtin_fmaxf(y, z)))
+MSL_FLOAT3(fmin3, __builtin_fminf(x, __builtin_fminf(y, z)))
+MSL_FLOAT3(fmedian3, fmax(fmin(x, y), fmin(fmax(x, y), z)))
 MSL_FLOAT3(mix, x + (y - x) * z)
 MSL_FLOAT3(smoothstep, msl_smoothstep(x, y, z))
 #undef MSL_FLOAT3
 
+inline float sincos(float x, thread float& cosine) {
+  cosine = __builtin_cosf(x);
+  return __builtin_sinf(x);
+}
 inline float ldexp(float x, int exponent) { return __builtin_ldexpf(x, exponent); }
 inline half ldexp(half x, int exponent) { return (half)__builtin_ldexpf((float)x, exponent); }
 inline float frexp(float x, thread int& exponent) { return __builtin_frexpf(x, &exponent); }
 inline float modf(float x, thread float& whole) { return __builtin_modff(x, &whole); }
 
+inline float abs(float x) { return __builtin_fabsf(x); }
+inline half abs(half x) { return fabs(x); }
 inline float min(float a, float b) { return __builtin_fminf(a, b); }
 inline float max(float a, float b) { return __builtin_fmaxf(a, b); }
 inline half min(half a, half b) { return (half)__builtin_fminf((float)a, (float)b); }

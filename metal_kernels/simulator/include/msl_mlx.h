@@ -101,10 +101,12 @@ MSL_INTERNAL_SHUFFLE(shuffle_rotate_up)
 MSL_INTERNAL_SHUFFLE(shuffle_rotate_down)
 #undef MSL_INTERNAL_SHUFFLE
 MSL_CONVERGENT inline float __metal_simd_shuffle_and_fill_up(float x, float fill, ushort a,
-                                                             ushort) {
-  return metal::simd_shuffle_and_fill_up(x, fill, a);
+                                                             ushort modulo) {
+  return modulo == 32 ? metal::simd_shuffle_and_fill_up(x, fill, a)
+                      : metal::simd_shuffle_and_fill_up(x, fill, a, modulo);
 }
 MSL_CONVERGENT inline float __metal_simd_shuffle_and_fill_down(float x, float fill, ushort a,
-                                                               ushort) {
-  return metal::simd_shuffle_and_fill_down(x, fill, a);
+                                                               ushort modulo) {
+  return modulo == 32 ? metal::simd_shuffle_and_fill_down(x, fill, a)
+                      : metal::simd_shuffle_and_fill_down(x, fill, a, modulo);
 }

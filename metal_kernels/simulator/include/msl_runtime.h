@@ -32,6 +32,8 @@ struct msl_thread {
   unsigned dispatch_simdgroups;
 };
 
+enum msl_atomic_kind { MSL_ATOMIC_LOAD, MSL_ATOMIC_STORE, MSL_ATOMIC_CHANGE };
+
 #ifdef __clang__
 #define MSL_CONVERGENT __attribute__((convergent))
 #else
@@ -43,15 +45,17 @@ MSL_CONVERGENT void __msl_collective(msl_op* op);
 MSL_CONVERGENT void __msl_threadgroup_barrier(unsigned flags, const char* file, int line,
                                               int column);
 MSL_CONVERGENT void __msl_simdgroup_barrier(unsigned flags, const char* file, int line, int column);
-void __msl_atomic(void* address, unsigned size, int is_write, const char* file, int line,
-                  int column);
+void __msl_atomic(void* address, unsigned size, int kind, const char* file, int line, int column);
 void __msl_bad_shuffle(msl_op* op, int source_lane);
 unsigned __msl_lane();
 int __msl_reduce_order();  // 0 ascending butterfly, 1 descending butterfly, 2 left to right
 
 // Calls that instrument.py puts into the kernel: before every load and store, and after
 // every store. `space` is the LLVM address space: 1 device, 2 constant, 3 threadgroup.
+// __msl_place comes before a SIMD function: where the user's text calls it, which a function
+// of MLX's headers in between does not know.
 void __msl_load(void* address, unsigned size, unsigned site, unsigned space);
 void __msl_store(void* address, unsigned size, unsigned site, unsigned space);
 void __msl_stored(void* address, unsigned size, unsigned site, unsigned space);
+void __msl_place(unsigned site);
 }

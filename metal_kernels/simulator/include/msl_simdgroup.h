@@ -219,6 +219,26 @@ MSL_SHUFFLE_AND_FILL(up, msl_from_below)
 MSL_SHUFFLE_AND_FILL(down, msl_from_above)
 #undef MSL_SHUFFLE_AND_FILL
 
+// The same in each run of `modulo` lanes.
+template <class T>
+MSL_CONVERGENT inline T simd_shuffle_and_fill_up(T value, T fill, ushort delta, ushort modulo,
+                                                 MSL_PLACE) {
+  int lane = __msl_lane();
+  bool is_inside = lane % modulo >= delta;
+  T moved = simd_shuffle(value, is_inside ? lane - delta : lane, MSL_PLACE_HERE);
+  T filled = simd_shuffle(fill, is_inside ? lane : lane - delta + modulo, MSL_PLACE_HERE);
+  return is_inside ? moved : filled;
+}
+template <class T>
+MSL_CONVERGENT inline T simd_shuffle_and_fill_down(T value, T fill, ushort delta, ushort modulo,
+                                                   MSL_PLACE) {
+  int lane = __msl_lane();
+  bool is_inside = lane % modulo + delta < modulo;
+  T moved = simd_shuffle(value, is_inside ? lane + delta : lane, MSL_PLACE_HERE);
+  T filled = simd_shuffle(fill, is_inside ? lane : lane + delta - modulo, MSL_PLACE_HERE);
+  return is_inside ? moved : filled;
+}
+
 // ---- votes
 
 struct simd_vote {
@@ -250,6 +270,9 @@ MSL_CONVERGENT inline bool simd_any(bool vote, MSL_PLACE) {
 }
 MSL_CONVERGENT inline bool simd_all(bool vote, MSL_PLACE) {
   return simd_ballot(!vote, MSL_PLACE_HERE).mask == 0;
+}
+MSL_CONVERGENT inline bool simd_is_first(MSL_PLACE) {
+  return __builtin_ctzl(simd_active_threads_mask(MSL_PLACE_HERE).mask) == (int)__msl_lane();
 }
 template <class T>
 MSL_CONVERGENT inline T simd_broadcast_first(T value, MSL_PLACE) {

@@ -106,6 +106,10 @@ struct make_unsigned {
   using type = T;
 };
 template <>
+struct make_unsigned<char> {
+  using type = uchar;
+};
+template <>
 struct make_unsigned<int8_t> {
   using type = uchar;
 };

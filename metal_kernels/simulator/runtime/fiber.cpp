@@ -99,6 +99,12 @@ bool prepare_stacks(uint32_t stack_bytes) {
   return true;
 }
 
+bool is_stack_guard(uint64_t address) {
+  uint64_t offset = address - (uint64_t)stacks;
+  uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+  return stacks && offset < stack_size * kMostThreads && offset % stack_size < page;
+}
+
 static void fiber_main() {
   launch.entry(launch.arguments, &launch.current->thread);
   launch.current->state = kDone;
@@ -115,6 +121,8 @@ void start_fiber(uint32_t index) {
   frame[kReturnAddress] = (uint64_t)(void*)fiber_main;
   launch.fibers[index].stack_pointer = frame;
   launch.fibers[index].state = kReady;
+  launch.fibers[index].place = {};
+  launch.fibers[index].simd_place = {};
 }
 
 void run_fiber(Fiber* fiber) {

@@ -9,265 +9,365 @@
 #include "state.h"
 
 constexpr uint64_t kSector = 32;
-constexpr uint64_t kLongestComparedStore = 64;
 // As far as redzones reach: what lands in them harms nothing and the thread may go on.
 constexpr int64_t kBufferRedzone = 60000;
 constexpr int64_t kVariableRedzone = 64;
 
-enum AddressSpace { kDevice = 1, kConstant = 2, kThreadgroup = 3 };
+constexpr uint32_t kConstantAddressSpace = 2;
+
+// How an earlier access stands to one that is made now; later values are worse.
 enum Order { kOrdered, kLockstep, kRace };
 
-// A store over another thread's store: whether the value changes is known only afterwards.
-struct PendingStore {
-  bool is_set;
+// What an access is, for those that look at its elements.
+struct Request {
+  Access access;
+  uint64_t offset;
   uint32_t size;
-  uint8_t old_value[kLongestComparedStore];
-  Conflict conflict;
+};
+
+// Stores over other threads' stores: whether the values change is known only afterwards. A
+// store with more elements has more than enough findings.
+struct Overwrite {
+  const uint8_t* address;
+  uint32_t size;
+  uint8_t old_value[kLargestElement];
+  Access earlier;
   const char* buffer;
   uint64_t offset;
 };
-static PendingStore pending;
+constexpr uint32_t kMostOverwrites = 16;
+static Overwrite overwrites[kMostOverwrites];
+static uint32_t overwrite_count;
 
-static uint32_t last_buffer;
+// Most accesses of one place in the text are to one buffer.
+constexpr uint32_t kRememberedSites = 256;
+static Watched* buffer_of_site[kRememberedSites];
+static Watched* buffer_of_atomics;
 
-void forget_pending_store() { pending.is_set = false; }
-
-static Place place_of(uint32_t site) {
-  const msl_site& found = launch.sites[site];
-  return {found.file, found.line, found.column};
+void forget_accesses() {
+  overwrite_count = 0;
+  buffer_of_atomics = launch.watched;
+  for (Watched*& watched : buffer_of_site) {
+    watched = launch.watched;
+  }
 }
 
-// Returns whether the thread can go on.
-static bool report_out_of_bounds(uint64_t address, uint32_t size, bool is_store, uint32_t space,
-                                 Place place) {
+bool is_written(const Watched& watched, const Shadow& shadow) {
+  bool was_stored = watched.space == kThreadgroupMemory
+                        ? shadow.store.time >= launch.threadgroup_start
+                        : shadow.store.time != 0;
+  return watched.buffer->initialised || was_stored;
+}
+
+// ---- bounds
+
+static void report_outside(uint64_t address, uint32_t size, bool is_store) {
+  Place place = launch.current->place;
+  const char* verb = is_store ? "stores" : "loads";
+  char message[160];
   int64_t offset = 0;
   msl_buffer* buffer = nearest_buffer(address, &offset);
-  if (space == kConstant && (!buffer || offset < -kBufferRedzone || offset > kBufferRedzone)) {
-    return true;  // constants that the compiler made
-  }
-  char message[160];
-  snprintf(message, sizeof message, "%s of %u bytes at byte %lld of a buffer of %llu bytes",
-           is_store ? "store" : "load", size, (long long)offset,
-           (unsigned long long)(buffer ? buffer->size : 0));
-  report(buffer ? MSL_OUT_OF_BOUNDS : MSL_WILD_POINTER, place, buffer ? buffer->name : "", offset,
-         message);
   if (!buffer) {
-    return false;
+    snprintf(message, sizeof message, "%s %u bytes at address 0x%llx, far from every buffer", verb,
+             size, (unsigned long long)address);
+    report(MSL_WILD_POINTER, place, "", 0, message);
+    leave_launch(kWildAccess);
   }
+  snprintf(message, sizeof message, "%s %u bytes at byte %lld of a buffer of %llu bytes", verb,
+           size, (long long)offset, (unsigned long long)buffer->size);
+  report(MSL_OUT_OF_BOUNDS, place, buffer->name, offset, message);
   bool is_variable = buffer->kind == MSL_THREADGROUP;
   int64_t before = is_variable ? 0 : kBufferRedzone;
   int64_t behind = is_variable ? kVariableRedzone : kBufferRedzone;
-  return offset >= -before && offset + (int64_t)size <= (int64_t)buffer->size + behind;
+  if (offset < -before || offset + (int64_t)size > (int64_t)buffer->size + behind) {
+    leave_launch(kWildAccess);
+  }
 }
 
-static void count_sectors(uint32_t* phases, msl_traffic& traffic, uint64_t offset, uint32_t size) {
-  uint32_t phase = launch.simdgroup_phases[launch.current->thread.simdgroup];
-  for (uint64_t s = offset / kSector; s <= (offset + size - 1) / kSector; ++s) {
-    if (phases[s] != phase) {
-      phases[s] = phase;
+// The buffer that holds all of an access; if there is none, which is reported, null.
+static Watched* buffer_of(uint64_t address, uint32_t size, bool is_store, Watched*& remembered) {
+  if (launch.watched_count && holds(remembered->buffer, address, size)) {
+    return remembered;
+  }
+  Watched* found = find_buffer(address);
+  if (found && holds(found->buffer, address, size)) {
+    remembered = found;
+    return found;
+  }
+  report_outside(address, size, is_store);
+  return nullptr;
+}
+
+// ---- traffic
+
+static void count_sectors(uint64_t* counted_in, msl_traffic& traffic, const Request& request) {
+  uint64_t interval = launch.simdgroups[launch.current->thread.simdgroup].synchronised;
+  uint64_t last = (request.offset + request.size - 1) / kSector;
+  for (uint64_t s = request.offset / kSector; s <= last; ++s) {
+    if (counted_in[s] != interval) {
+      counted_in[s] = interval;
       traffic.sector_bytes += kSector;
     }
   }
 }
 
-// How an earlier access of other threads stands to one that the current thread makes now.
-static Order order_of(const Access& earlier, uint32_t epoch, bool is_device) {
-  const msl_thread& thread = launch.current->thread;
-  if (!earlier.threadgroup) {
+static inline void count_distinct(msl_traffic& traffic, uint32_t element_shift, uint64_t last) {
+  if (last < launch.threadgroup_start) {
+    uint64_t bytes = 1ull << element_shift;
+    traffic.threadgroup_bytes += bytes;
+    traffic.unique_bytes += last == 0 ? bytes : 0;
+  }
+}
+
+// ---- races
+
+static inline Order order_of(const Access& earlier, const Access& now, Space space) {
+  if (earlier.time == 0 || (earlier.is_atomic && now.is_atomic)) {
     return kOrdered;
   }
-  if (is_device && earlier.threadgroup != launch.threadgroup + 1) {
+  if (earlier.time < launch.threadgroup_start) {
+    return space == kDeviceMemory ? kRace : kOrdered;
+  }
+  if (earlier.time < launch.barrier[space] || earlier.thread == now.thread) {
+    return kOrdered;
+  }
+  if (earlier.thread / kLanes != now.thread / kLanes) {
     return kRace;
   }
-  if (earlier.epoch != epoch || earlier.thread == thread.index_in_threadgroup) {
+  const SimdgroupTimes& times = launch.simdgroups[now.thread / kLanes];
+  if (earlier.time < times.barrier[space]) {
     return kOrdered;
   }
-  if (earlier.simdgroup != thread.simdgroup) {
-    return kRace;
-  }
-  if (earlier.simdgroup_barriers != launch.simdgroup_barriers[thread.simdgroup]) {
-    return kOrdered;
-  }
-  bool synchronised = earlier.phase != launch.simdgroup_phases[thread.simdgroup];
-  return synchronised ? kLockstep : kRace;
+  return earlier.time < times.synchronised ? kLockstep : kRace;
 }
 
-static Conflict conflict_with(const Access& earlier) {
-  return {earlier.thread, earlier.site == kNone ? 0 : launch.sites[earlier.site].line};
-}
-
-static const char* elsewhere(const Access& earlier) {
-  bool is_other = earlier.threadgroup == kNone || earlier.threadgroup != launch.threadgroup + 1;
-  return is_other ? " of another threadgroup" : "";
-}
-
-static void check_races(Shadow& shadow, const msl_buffer* buffer, uint64_t offset, bool is_store,
-                        uint8_t* address, uint32_t size, Place place) {
-  bool is_device = buffer->kind != MSL_THREADGROUP;
-  uint32_t epoch = is_device ? launch.device_epoch : launch.threadgroup_epoch;
-  unsigned long long byte = offset;
-  char message[160];
-  Order to_store = shadow.written_atomically ? kOrdered : order_of(shadow.write, epoch, is_device);
-  if (to_store == kRace && !is_store) {
-    snprintf(message, sizeof message,
-             "loads byte %llu that another thread%s stored, no barrier between", byte,
-             elsewhere(shadow.write));
-    report(MSL_RACE_READ_AFTER_WRITE, place, buffer->name, offset, message,
-           conflict_with(shadow.write));
-  } else if (to_store == kRace && !pending.is_set && size <= kLongestComparedStore) {
-    pending.is_set = true;
-    pending.size = size;
-    pending.conflict = conflict_with(shadow.write);
-    pending.buffer = buffer->name;
-    pending.offset = offset;
-    memcpy(pending.old_value, address, size);
-  }
-  Order to_load = is_store ? order_of(shadow.read, epoch, is_device) : kOrdered;
-  if (to_load == kRace) {
-    snprintf(message, sizeof message,
-             "stores byte %llu that another thread%s loads, no barrier between", byte,
-             elsewhere(shadow.read));
-    report(MSL_RACE_WRITE_AFTER_READ, place, buffer->name, offset, message,
-           conflict_with(shadow.read));
-  }
-  if (to_store == kLockstep || to_load == kLockstep) {
-    const Access& earlier = to_store == kLockstep ? shadow.write : shadow.read;
-    snprintf(message, sizeof message,
-             "%s byte %llu after another lane's %s, with a SIMD function but no barrier between",
-             is_store ? "stores" : "loads", byte, to_store == kLockstep ? "store" : "load");
-    report(MSL_SIMD_LOCKSTEP, place, buffer->name, offset, message,
-           {kNone, conflict_with(earlier).line});
-  }
-}
-
-static Access access_now(uint32_t epoch, uint32_t site) {
-  const msl_thread& thread = launch.current->thread;
-  return {launch.threadgroup + 1,
-          thread.index_in_threadgroup,
-          epoch,
-          thread.simdgroup,
-          launch.simdgroup_barriers[thread.simdgroup],
-          launch.simdgroup_phases[thread.simdgroup],
-          site};
-}
-
-// Several readers of one epoch are kept as one whose thread, and SIMD-group, is kNone.
-static void remember_load(Shadow& shadow, bool is_device, uint32_t epoch, uint32_t site) {
-  Access now = access_now(epoch, site);
-  Access& last = shadow.read;
-  bool same_threadgroup = last.threadgroup == now.threadgroup;
-  bool same_epoch = last.threadgroup && last.epoch == epoch && (!is_device || same_threadgroup);
-  if (same_epoch && last.thread != now.thread) {
-    now.thread = kNone;
-    if (last.simdgroup != now.simdgroup) {
-      now.simdgroup = kNone;
+static inline void remember_load(Shadow& shadow, const Access& now, Space space) {
+  Access& last = shadow.load;
+  if (last.time < launch.threadgroup_start) {
+    shadow.same_simdgroup_load = {};
+    shadow.other_simdgroup_load = space == kDeviceMemory ? last : Access{};
+  } else if (last.thread / kLanes != now.thread / kLanes) {
+    // a load in an earlier threadgroup is never ordered, so it is the one to keep
+    Access& other = shadow.other_simdgroup_load;
+    if (other.time == 0 || other.time >= launch.threadgroup_start) {
+      other = last;
     }
-  }
-  if (is_device && last.threadgroup && !same_threadgroup) {
-    now.threadgroup = kNone;
+    shadow.same_simdgroup_load = {};
+  } else if (last.thread != now.thread) {
+    shadow.same_simdgroup_load = last;
   }
   last = now;
 }
 
-static void count_distinct(Shadow& shadow, msl_buffer* buffer, bool is_store, uint32_t epoch) {
-  uint32_t item = buffer->item_size;
-  uint32_t threadgroup = launch.threadgroup + 1;
-  if (is_store) {
-    buffer->stores.unique_bytes += shadow.stored ? 0 : item;
-    buffer->stores.threadgroup_bytes += shadow.write.threadgroup == threadgroup ? 0 : item;
-    shadow.stored = true;
-    return;
+// `verb` is what this thread does, `other_verb` what the other one did.
+static void report_conflict(msl_kind kind, const Access& earlier, const char* buffer,
+                            uint64_t offset, const char* verb, const char* other_verb) {
+  const char* other = "another thread";
+  const char* between = ", no barrier between";
+  if (earlier.time < launch.threadgroup_start) {
+    other = "a thread of another threadgroup";
+    between = "";
+  } else if (kind == MSL_SIMD_LOCKSTEP) {
+    other = "another lane";
+    between = ", with a SIMD function but no barrier between";
   }
-  buffer->loads.unique_bytes += shadow.loaded ? 0 : item;
-  bool several = shadow.read.threadgroup == kNone;
-  bool counted = several ? shadow.read.epoch == epoch : shadow.read.threadgroup == threadgroup;
-  buffer->loads.threadgroup_bytes += counted ? 0 : item;
-  shadow.loaded = true;
+  char message[160];
+  snprintf(message, sizeof message, "%s byte %llu that %s %s%s", verb, (unsigned long long)offset,
+           other, other_verb, between);
+  report(kind, launch.current->place, buffer, (int64_t)offset, message,
+         {earlier.thread, (int)earlier.line});
 }
 
-static void access(void* pointer, uint32_t size, bool is_store, bool is_atomic, uint32_t space,
-                   uint32_t site, Place place) {
-  uint64_t address = (uint64_t)pointer;
-  Watched* watched = find_buffer(address, last_buffer);
-  if (!watched || address + size > (uint64_t)watched->buffer->base + watched->buffer->size) {
-    if (!report_out_of_bounds(address, size, is_store, space, place)) {
-      siglongjmp(launch.escape, kWildAccess);
+static void report_order(msl_kind kind, Order order, const Access& earlier, const Watched& watched,
+                         uint64_t element, const char* verb, const char* other_verb) {
+  report_conflict(order == kLockstep ? MSL_SIMD_LOCKSTEP : kind, earlier, watched.buffer->name,
+                  element << watched.element_shift, verb, other_verb);
+}
+
+static void begin_overwrite(const Watched& watched, uint64_t element, const Access& earlier) {
+  if (overwrite_count == kMostOverwrites) {
+    return;
+  }
+  uint64_t offset = element << watched.element_shift;
+  Overwrite& overwrite = overwrites[overwrite_count++];
+  overwrite.address = watched.buffer->base + offset;
+  overwrite.size = 1u << watched.element_shift;
+  overwrite.earlier = earlier;
+  overwrite.buffer = watched.buffer->name;
+  overwrite.offset = offset;
+  memcpy(overwrite.old_value, overwrite.address, overwrite.size);
+}
+
+static void finish_overwrites() {
+  for (uint32_t i = 0; i < overwrite_count; ++i) {
+    const Overwrite& overwrite = overwrites[i];
+    bool is_same = memcmp(overwrite.old_value, overwrite.address, overwrite.size) == 0;
+    report_conflict(is_same ? MSL_RACE_SAME_VALUE : MSL_RACE_WRITE_AFTER_WRITE, overwrite.earlier,
+                    overwrite.buffer, overwrite.offset,
+                    is_same ? "stores the same value to" : "stores", "stored");
+  }
+  overwrite_count = 0;
+}
+
+static void check_loads(const Watched& watched, uint64_t element, const Access& now) {
+  const Shadow& shadow = watched.shadows[element];
+  const Access* loads[] = {&shadow.load, &shadow.same_simdgroup_load,
+                           &shadow.other_simdgroup_load};
+  const Access* worst = nullptr;
+  Order worst_order = kOrdered;
+  for (const Access* load : loads) {
+    Order order = order_of(*load, now, watched.space);
+    if (order > worst_order) {
+      worst_order = order;
+      worst = load;
+    }
+  }
+  if (worst) {
+    report_order(MSL_RACE_WRITE_AFTER_READ, worst_order, *worst, watched, element, "stores",
+                 "loads");
+  }
+}
+
+// ---- elements
+
+static void report_uninitialised(const Watched& watched, uint64_t element) {
+  report(MSL_UNINITIALISED_READ, launch.current->place, watched.buffer->name,
+         (int64_t)(element << watched.element_shift), "loads memory that nobody has written");
+}
+
+static inline void load_element(const Watched& watched, uint64_t element, const Access& now) {
+  Shadow& shadow = watched.shadows[element];
+  if (!is_written(watched, shadow)) {
+    report_uninitialised(watched, element);
+  }
+  Order order = order_of(shadow.store, now, watched.space);
+  if (order != kOrdered) {
+    report_order(MSL_RACE_READ_AFTER_WRITE, order, shadow.store, watched, element, "loads",
+                 "stored");
+  }
+  count_distinct(watched.buffer->loads, watched.element_shift, shadow.load.time);
+  remember_load(shadow, now, watched.space);
+}
+
+// A thread's atomic store after its own plain one leaves the plain one to be seen: that one
+// is what races with others.
+static inline void remember_store(Shadow& shadow, const Access& now, Space space) {
+  bool hides_plain = now.is_atomic && !shadow.store.is_atomic &&
+                     shadow.store.thread == now.thread &&
+                     shadow.store.time >= launch.barrier[space];
+  shadow.store = now;
+  shadow.store.is_atomic = now.is_atomic && !hides_plain;
+}
+
+static inline void store_element(const Watched& watched, uint64_t element, const Access& now) {
+  Shadow& shadow = watched.shadows[element];
+  Order order = order_of(shadow.store, now, watched.space);
+  if (order == kRace && !now.is_atomic) {
+    begin_overwrite(watched, element, shadow.store);
+  } else if (order != kOrdered) {
+    report_order(MSL_RACE_WRITE_AFTER_WRITE, order, shadow.store, watched, element, "stores",
+                 "stored");
+  }
+  if (shadow.load.time != 0) {
+    check_loads(watched, element, now);
+  }
+  count_distinct(watched.buffer->stores, watched.element_shift, shadow.store.time);
+  remember_store(shadow, now, watched.space);
+}
+
+static inline void load_elements(const Watched& watched, const Request& request) {
+  uint64_t first = request.offset >> watched.element_shift;
+  uint64_t last = (request.offset + request.size - 1) >> watched.element_shift;
+  if (watched.shadows) {
+    for (uint64_t element = first; element <= last; ++element) {
+      load_element(watched, element, request.access);
     }
     return;
   }
-  last_buffer = (uint32_t)(watched - launch.watched);
-  msl_buffer* buffer = watched->buffer;
-  uint64_t offset = address - (uint64_t)buffer->base;
-  if (is_store && (buffer->kind == MSL_INPUT || buffer->kind == MSL_CONSTANT)) {
-    report(MSL_WRITE_TO_INPUT, place, buffer->name, (int64_t)offset,
-           "stores to a read-only buffer");
+  for (uint64_t element = first; element <= last; ++element) {
+    count_distinct(watched.buffer->loads, watched.element_shift, watched.load_times[element]);
+    watched.load_times[element] = request.access.time;
   }
+}
+
+static inline void store_elements(const Watched& watched, const Request& request) {
+  uint64_t first = request.offset >> watched.element_shift;
+  uint64_t last = (request.offset + request.size - 1) >> watched.element_shift;
+  for (uint64_t element = first; element <= last; ++element) {
+    store_element(watched, element, request.access);
+  }
+}
+
+static inline void access(void* pointer, uint32_t size, bool is_store, bool is_atomic, Place place,
+                          Watched*& remembered) {
+  launch.current->place = place;
+  uint64_t address = (uint64_t)pointer;
+  Watched* found = size ? buffer_of(address, size, is_store, remembered) : nullptr;
+  if (!found) {
+    return;
+  }
+  const Watched& watched = *found;
+  msl_buffer* buffer = watched.buffer;
+  Request request;
+  request.offset = address - (uint64_t)buffer->base;
+  request.size = size;
+  request.access = {launch.now, launch.current->thread.index_in_threadgroup,
+                    (uint32_t)place.line & INT32_MAX, is_atomic};
   msl_traffic& traffic = is_store ? buffer->stores : buffer->loads;
   traffic.count++;
   traffic.bytes += size;
-  if (!watched->shadows) {
+  if (is_store && !watched.shadows) {
+    report(MSL_WRITE_TO_INPUT, place, buffer->name, (int64_t)request.offset,
+           "stores to a read-only buffer");
     return;
   }
-  count_sectors(is_store ? watched->stored_phases : watched->loaded_phases, traffic, offset, size);
-  bool is_device = buffer->kind != MSL_THREADGROUP;
-  bool can_race = !is_atomic && (buffer->kind == MSL_OUTPUT || !is_device);
-  uint32_t epoch = is_device ? launch.device_epoch : launch.threadgroup_epoch;
-  for (uint64_t element = offset / buffer->item_size;
-       element <= (offset + size - 1) / buffer->item_size; ++element) {
-    Shadow& shadow = watched->shadows[element];
-    uint64_t byte = element * buffer->item_size;
-    count_distinct(shadow, buffer, is_store, epoch);
-    if (!is_store && !shadow.initialised) {
-      report(MSL_UNINITIALISED_READ, place, buffer->name, (int64_t)byte,
-             "loads memory that nobody has written");
-    }
-    if (can_race) {
-      check_races(shadow, buffer, byte, is_store, (uint8_t*)pointer, size, place);
-    }
-    if (is_store) {
-      shadow.initialised = true;
-      shadow.written_atomically = is_atomic;
-      shadow.write = access_now(epoch, site);
-    } else {
-      remember_load(shadow, is_device, epoch, site);
-    }
+  if (buffer->kind == MSL_CONSTANT) {
+    return;
+  }
+  count_sectors(is_store ? watched.stored_in : watched.loaded_in, traffic, request);
+  if (is_store) {
+    store_elements(watched, request);
+  } else {
+    load_elements(watched, request);
   }
 }
 
-static bool yields_at_memory() { return launch.config.yield_at_memory && random_number() % 4 == 0; }
+static bool yields_at_memory() {
+  bool may_yield = launch.config.yield_at_memory && launch.config.order == MSL_RANDOM;
+  return may_yield && random_number() % 4 == 0;
+}
 
 extern "C" void __msl_load(void* address, unsigned size, unsigned site, unsigned space) {
-  access(address, size, false, false, space, site, place_of(site));
-  if (space != kConstant && yields_at_memory()) {
+  access(address, size, false, false, launch.sites[site], buffer_of_site[site % kRememberedSites]);
+  if (space != kConstantAddressSpace && yields_at_memory()) {
     yield_to_scheduler();
   }
 }
 
-extern "C" void __msl_store(void* address, unsigned size, unsigned site, unsigned space) {
-  access(address, size, true, false, space, site, place_of(site));
+extern "C" void __msl_store(void* address, unsigned size, unsigned site, unsigned) {
+  access(address, size, true, false, launch.sites[site], buffer_of_site[site % kRememberedSites]);
 }
 
-extern "C" void __msl_stored(void* address, unsigned, unsigned site, unsigned) {
-  if (pending.is_set) {
-    pending.is_set = false;
-    bool is_same = memcmp(pending.old_value, address, pending.size) == 0;
-    char message[160];
-    snprintf(message, sizeof message,
-             "stores %sbyte %llu that another thread stored, no barrier between",
-             is_same ? "the same value to " : "", (unsigned long long)pending.offset);
-    report(is_same ? MSL_RACE_SAME_VALUE : MSL_RACE_WRITE_AFTER_WRITE, place_of(site),
-           pending.buffer, (int64_t)pending.offset, message, pending.conflict);
+extern "C" void __msl_stored(void*, unsigned, unsigned, unsigned) {
+  if (overwrite_count) {
+    finish_overwrites();
   }
   if (yields_at_memory()) {
     yield_to_scheduler();
   }
 }
 
-extern "C" void __msl_atomic(void* address, unsigned size, int is_write, const char* file, int line,
+extern "C" void __msl_atomic(void* address, unsigned size, int kind, const char* file, int line,
                              int column) {
   if (launch.config.order == MSL_RANDOM && random_number() % 2) {
     yield_to_scheduler();
   }
   launch.result->atomics++;
-  access(address, size, is_write != 0, true, kDevice, kNone, {file, line, column});
+  Place place = {line, column, file};
+  if (kind != MSL_ATOMIC_STORE) {
+    access(address, size, false, true, place, buffer_of_atomics);
+  }
+  if (kind != MSL_ATOMIC_LOAD) {
+    access(address, size, true, true, place, buffer_of_atomics);
+  }
 }

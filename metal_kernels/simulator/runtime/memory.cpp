@@ -9,6 +9,9 @@
 
 constexpr uint64_t kRedzone = 65536;
 constexpr uint64_t kSector = 32;
+constexpr int kPoison = 0xff;  // what is read without having been written is NaN
+// An index of 32 bits into elements of 16 bytes reaches no further.
+constexpr uint64_t kIndexReach = 1ull << 36;
 
 extern "C" void* msl_allocate(uint64_t size, void** block, uint64_t* block_size) {
   uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
@@ -18,8 +21,7 @@ extern "C" void* msl_allocate(uint64_t size, void** block, uint64_t* block_size)
   if (memory == MAP_FAILED) {
     return nullptr;
   }
-  // what is read without having been written is NaN
-  memset(memory, 0xff, total);
+  memset(memory, kPoison, total);
   *block = memory;
   *block_size = total;
   return (uint8_t*)memory + total - kRedzone - body;
@@ -27,32 +29,48 @@ extern "C" void* msl_allocate(uint64_t size, void** block, uint64_t* block_size)
 
 extern "C" void msl_free(void* block, uint64_t block_size) { munmap(block, block_size); }
 
+// Elements are powers of two; a structure consists of several.
+static uint32_t element_shift(uint32_t item_size) {
+  uint32_t shift = item_size ? (uint32_t)__builtin_ctz(item_size) : 0;
+  return (1u << shift) < kLargestElement ? shift : (uint32_t)__builtin_ctz(kLargestElement);
+}
+
+// Zeroed; null if there is no memory, which only costs what is touched.
+template <class T>
+static T* zeros(uint64_t count) {
+  return (T*)calloc(count, sizeof(T));
+}
+
+static bool watch_elements(Watched& watched) {
+  const msl_buffer& buffer = *watched.buffer;
+  bool is_written_to = buffer.kind == MSL_OUTPUT || buffer.kind == MSL_THREADGROUP;
+  uint64_t sectors = buffer.size / kSector + 1;
+  watched.elements = (buffer.size + (1ull << watched.element_shift) - 1) >> watched.element_shift;
+  if (is_written_to) {
+    watched.shadows = zeros<Shadow>(watched.elements + 1);
+  } else {
+    watched.load_times = zeros<uint64_t>(watched.elements + 1);
+  }
+  watched.loaded_in = zeros<uint64_t>(sectors);
+  watched.stored_in = zeros<uint64_t>(sectors);
+  return (watched.shadows || watched.load_times) && watched.loaded_in && watched.stored_in;
+}
+
 bool watch(msl_buffer* buffers, uint32_t count) {
-  launch.watched = (Watched*)calloc(count + 1, sizeof(Watched));
+  launch.watched = zeros<Watched>(count + 1);
   if (!launch.watched) {
     return false;
   }
   launch.watched_count = count;
   for (uint32_t i = 0; i < count; ++i) {
-    msl_buffer& buffer = buffers[i];
     Watched& watched = launch.watched[i];
-    watched.buffer = &buffer;
-    if (buffer.kind == MSL_THREADGROUP) {
-      launch.result->threadgroup_memory += buffer.size;
-    }
-    if (buffer.kind == MSL_CONSTANT) {
-      continue;
-    }
-    uint64_t sectors = buffer.size / kSector + 1;
-    watched.elements = (buffer.size + buffer.item_size - 1) / buffer.item_size;
-    watched.shadows = (Shadow*)calloc(watched.elements + 1, sizeof(Shadow));
-    watched.loaded_phases = (uint32_t*)calloc(sectors, sizeof(uint32_t));
-    watched.stored_phases = (uint32_t*)calloc(sectors, sizeof(uint32_t));
-    if (!watched.shadows || !watched.loaded_phases || !watched.stored_phases) {
+    watched.buffer = &buffers[i];
+    bool is_variable = buffers[i].kind == MSL_THREADGROUP;
+    watched.space = is_variable ? kThreadgroupMemory : kDeviceMemory;
+    watched.element_shift = element_shift(buffers[i].item_size);
+    launch.result->threadgroup_memory += is_variable ? buffers[i].size : 0;
+    if (buffers[i].kind != MSL_CONSTANT && !watch_elements(watched)) {
       return false;
-    }
-    for (uint64_t element = 0; element < watched.elements; ++element) {
-      watched.shadows[element].initialised = buffer.initialised;
     }
   }
   return true;
@@ -61,27 +79,20 @@ bool watch(msl_buffer* buffers, uint32_t count) {
 void unwatch() {
   for (uint32_t i = 0; i < launch.watched_count; ++i) {
     free(launch.watched[i].shadows);
-    free(launch.watched[i].loaded_phases);
-    free(launch.watched[i].stored_phases);
+    free(launch.watched[i].load_times);
+    free(launch.watched[i].loaded_in);
+    free(launch.watched[i].stored_in);
   }
   free(launch.watched);
   launch.watched = nullptr;
   launch.watched_count = 0;
 }
 
-void forget_threadgroup_memory() {
+void poison_threadgroup_memory() {
   for (uint32_t i = 0; i < launch.watched_count; ++i) {
-    Watched& watched = launch.watched[i];
-    if (watched.buffer->kind != MSL_THREADGROUP) {
-      continue;
-    }
-    memset(watched.buffer->base, 0xff, watched.buffer->size);
-    for (uint64_t element = 0; element < watched.elements; ++element) {
-      Shadow& shadow = watched.shadows[element];
-      Shadow fresh = {};
-      fresh.loaded = shadow.loaded;
-      fresh.stored = shadow.stored;
-      shadow = fresh;
+    msl_buffer* buffer = launch.watched[i].buffer;
+    if (buffer->kind == MSL_THREADGROUP) {
+      memset(buffer->base, kPoison, buffer->size);
     }
   }
 }
@@ -90,14 +101,14 @@ void report_unwritten_outputs() {
   for (uint32_t i = 0; i < launch.watched_count; ++i) {
     Watched& watched = launch.watched[i];
     msl_buffer* buffer = watched.buffer;
-    if (buffer->kind != MSL_OUTPUT || buffer->initialised) {
+    if (buffer->kind != MSL_OUTPUT) {
       continue;
     }
     uint64_t first = 0;
     for (uint64_t element = watched.elements; element-- > 0;) {
-      if (!watched.shadows[element].initialised) {
-        buffer->unwritten_bytes += buffer->item_size;
-        first = element * buffer->item_size;
+      if (!is_written(watched, watched.shadows[element])) {
+        buffer->unwritten_bytes += 1ull << watched.element_shift;
+        first = element << watched.element_shift;
       }
     }
     if (buffer->unwritten_bytes) {
@@ -110,16 +121,14 @@ void report_unwritten_outputs() {
   }
 }
 
-static bool holds(const msl_buffer* buffer, uint64_t address) {
-  return address - (uint64_t)buffer->base < buffer->size;
+bool holds(const msl_buffer* buffer, uint64_t address, uint64_t size) {
+  uint64_t offset = address - (uint64_t)buffer->base;
+  return offset < buffer->size && size <= buffer->size - offset;
 }
 
-Watched* find_buffer(uint64_t address, uint32_t hint) {
-  if (hint < launch.watched_count && holds(launch.watched[hint].buffer, address)) {
-    return &launch.watched[hint];
-  }
+Watched* find_buffer(uint64_t address) {
   for (uint32_t i = 0; i < launch.watched_count; ++i) {
-    if (holds(launch.watched[i].buffer, address)) {
+    if (holds(launch.watched[i].buffer, address, 1)) {
       return &launch.watched[i];
     }
   }
@@ -128,15 +137,12 @@ Watched* find_buffer(uint64_t address, uint32_t hint) {
 
 msl_buffer* nearest_buffer(uint64_t address, int64_t* offset) {
   msl_buffer* nearest = nullptr;
-  uint64_t least = UINT64_MAX;
+  uint64_t least = kIndexReach;
   for (uint32_t i = 0; i < launch.watched_count; ++i) {
     msl_buffer* buffer = launch.watched[i].buffer;
     uint64_t start = (uint64_t)buffer->base;
     uint64_t end = start + buffer->size;
-    uint64_t distance = address < start ? start - address : address - end;
-    if (address >= start && address < end) {
-      distance = 0;
-    }
+    uint64_t distance = address < start ? start - address : address < end ? 0 : address - end;
     if (distance < least) {
       least = distance;
       nearest = buffer;

@@ -36,18 +36,26 @@ static void wait_for(FiberState state, Place place, unsigned flags) {
   yield_to_scheduler();
 }
 
+extern "C" void __msl_place(unsigned site) { launch.current->simd_place = launch.sites[site]; }
+
 extern "C" void __msl_collective(msl_op* operation) {
   launch.result->simd_operations++;
-  launch.current->operation = operation;
-  wait_for(kWaitsForSimd, {operation->file, operation->line, operation->column}, 0);
+  Fiber* fiber = launch.current;
+  Place place = {operation->line, operation->column, operation->file};
+  if (fiber->simd_place.file) {
+    place = fiber->simd_place;
+    fiber->simd_place = {};
+  }
+  fiber->operation = operation;
+  wait_for(kWaitsForSimd, place, 0);
 }
 
 extern "C" void __msl_threadgroup_barrier(unsigned flags, const char* file, int line, int column) {
-  wait_for(kWaitsForThreadgroup, {file, line, column}, flags);
+  wait_for(kWaitsForThreadgroup, {line, column, file}, flags);
 }
 
 extern "C" void __msl_simdgroup_barrier(unsigned flags, const char* file, int line, int column) {
-  wait_for(kWaitsForSimdgroup, {file, line, column}, flags);
+  wait_for(kWaitsForSimdgroup, {line, column, file}, flags);
 }
 
 extern "C" unsigned __msl_lane() { return launch.current->thread.lane; }
@@ -55,10 +63,17 @@ extern "C" unsigned __msl_lane() { return launch.current->thread.lane; }
 extern "C" int __msl_reduce_order() { return (int)launch.config.reduce_order; }
 
 extern "C" void __msl_bad_shuffle(msl_op* operation, int source_lane) {
+  // the function is resolved in the name of its first lane, which need not be the one
+  Fiber* leader = launch.current;
+  Fiber* lanes = leader - leader->thread.lane;
+  while (launch.current->operation != operation || launch.current->state != kWaitsForSimd) {
+    launch.current = launch.current == lanes + kLanes - 1 ? lanes : launch.current + 1;
+  }
   char message[160];
   snprintf(message, sizeof message, "takes from lane %d, which is out of range or not active",
            source_lane);
-  report(MSL_BAD_SHUFFLE, {operation->file, operation->line, operation->column}, "", 0, message);
+  report(MSL_BAD_SHUFFLE, launch.current->place, "", 0, message);
+  launch.current = leader;
 }
 
 // ---- SIMD-groups
@@ -137,7 +152,17 @@ static void resolve_simd_function(uint32_t simdgroup, Lanes lanes, uint32_t wait
       lanes.fibers[i].state = kReady;
     }
   }
-  launch.simdgroup_phases[simdgroup] = ++launch.last_phase;
+  launch.simdgroups[simdgroup].synchronised = ++launch.now;
+}
+
+// A barrier orders the memory that its flags name.
+static void order_memory(uint64_t times[kSpaces], unsigned flags) {
+  if (flags & kFlagDevice) {
+    times[kDeviceMemory] = launch.now;
+  }
+  if (flags & kFlagThreadgroup) {
+    times[kThreadgroupMemory] = launch.now;
+  }
 }
 
 static void resolve_simdgroup_barrier(uint32_t simdgroup, Lanes lanes, uint32_t waiting) {
@@ -160,10 +185,9 @@ static void resolve_simdgroup_barrier(uint32_t simdgroup, Lanes lanes, uint32_t 
     report_at(first, MSL_SIMDGROUP_BARRIER_DIVERGENCE,
               "other lanes wait at a threadgroup barrier instead");
   }
-  if (flags & (kFlagDevice | kFlagThreadgroup)) {
-    launch.simdgroup_barriers[simdgroup]++;
-  }
-  launch.simdgroup_phases[simdgroup] = ++launch.last_phase;
+  SimdgroupTimes& times = launch.simdgroups[simdgroup];
+  times.synchronised = ++launch.now;
+  order_memory(times.barrier, flags);
   for (uint32_t i = 0; i < lanes.count; ++i) {
     if (waiting >> i & 1) {
       lanes.fibers[i].state = kReady;
@@ -257,19 +281,15 @@ static bool resolve_threadgroup_barrier(uint32_t done) {
     report_at(first, MSL_BARRIER_AFTER_EXIT, message);
   }
   launch.result->barriers++;
-  if (flags & kFlagThreadgroup) {
-    launch.threadgroup_epoch = ++launch.last_epoch;
-  }
-  if (flags & kFlagDevice) {
-    launch.device_epoch = ++launch.last_epoch;
-  }
+  launch.now++;
+  order_memory(launch.barrier, flags);
   for (uint32_t i = 0; i < launch.fiber_count; ++i) {
     if (launch.fibers[i].state == kWaitsForThreadgroup) {
       launch.fibers[i].state = kReady;
     }
   }
   for (uint32_t i = 0; i < launch.simdgroup_count; ++i) {
-    launch.simdgroup_phases[i] = ++launch.last_phase;
+    launch.simdgroups[i].synchronised = ++launch.now;
   }
   return true;
 }

@@ -1,6 +1,5 @@
 // What the files of the runtime share: the state of the one launch that runs.
 #pragma once
-#include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -10,55 +9,65 @@ constexpr uint32_t kLanes = 32;
 constexpr uint32_t kMostThreads = 1024;
 constexpr uint32_t kMostSimdgroups = kMostThreads / kLanes;
 constexpr uint32_t kNone = UINT32_MAX;
+// The widest scalars and vectors: elements are not larger.
+constexpr uint32_t kLargestElement = 16;
 
 enum FiberState { kReady, kWaitsForSimd, kWaitsForSimdgroup, kWaitsForThreadgroup, kDone };
 
-struct Place {
-  const char* file;
-  int line;
-  int column;
-};
+using Place = msl_site;
 
 // A thread of the threadgroup that runs.
 struct Fiber {
   void* stack_pointer;
   FiberState state;
   msl_op* operation;  // while it waits for its SIMD-group's lanes
-  Place place;        // where it waits
+  Place place;        // where it waits, or was last seen
+  Place simd_place;   // of the SIMD function that is called next, if the user's text tells
   unsigned flags;     // mem_flags of the barrier where it waits
   msl_thread thread;
 };
 
-// The last accesses of one element. A SIMD-group or thread of kNone stands for several.
+// Memory that barriers order by their flags.
+enum Space { kDeviceMemory, kThreadgroupMemory, kSpaces };
+
+// The time counts the synchronisations of a launch: what happens between two of them is not
+// ordered. Threadgroups run one after another, so all that happens in one is later than all
+// that happened in those before it.
 struct Access {
-  uint32_t threadgroup;  // number + 1; 0 if there was none
-  uint32_t thread;       // index in the threadgroup
-  uint32_t epoch;        // of the barriers that order this memory
-  uint32_t simdgroup;
-  uint32_t simdgroup_barriers;  // that the SIMD-group had passed
-  uint32_t phase;               // synchronisations of any kind that it had passed
-  uint32_t site;
+  uint64_t time;    // 0 if there was none
+  uint32_t thread;  // index in the threadgroup
+  uint32_t line : 31;
+  uint32_t is_atomic : 1;
 };
 
+// What is remembered of an element. Three loads tell whether a later store races with any:
+// whichever thread stores, one of them is the last load that counts for it, and what orders
+// that load orders all before it.
 struct Shadow {
-  Access write;
-  Access read;
-  bool initialised;
-  bool written_atomically;
-  bool loaded;  // at any time in the launch
-  bool stored;
+  Access store;
+  Access load;                  // the last one
+  Access same_simdgroup_load;   // the last one by another thread of that SIMD-group
+  Access other_simdgroup_load;  // the last one by another SIMD-group
 };
 
 // A buffer while it is watched.
 struct Watched {
   msl_buffer* buffer;
-  Shadow* shadows;  // one per element; null for constants
+  Space space;
+  uint32_t element_shift;  // elements are 2^shift bytes
   uint64_t elements;
-  uint32_t* loaded_phases;  // per 32-byte sector: the phase in which it was last counted
-  uint32_t* stored_phases;
+  Shadow* shadows;       // per element, of a buffer that is written
+  uint64_t* load_times;  // per element, of one that is only read
+  uint64_t* loaded_in;   // per 32-byte sector: `synchronised` of the SIMD-group that was last
+  uint64_t* stored_in;
 };
 
-// 32-bit epochs and phases do not wrap: a launch that synchronised so often would take hours.
+// When a SIMD-group was last synchronised.
+struct SimdgroupTimes {
+  uint64_t synchronised;      // in any way; no other SIMD-group has the same time
+  uint64_t barrier[kSpaces];  // by a simdgroup_barrier, or the start
+};
+
 struct Launch {
   msl_entry entry;
   void** arguments;
@@ -75,27 +84,25 @@ struct Launch {
   uint32_t fiber_count;  // of this threadgroup
   uint32_t simdgroup_count;
   Fiber* current;  // the thread that runs, null in the scheduler
-  uint32_t threadgroup;
   uint32_t threadgroup_position[3];
 
-  uint32_t last_epoch;
-  uint32_t threadgroup_epoch;  // barriers that order threadgroup memory
-  uint32_t device_epoch;       // barriers that order device memory
-  uint32_t last_phase;
-  uint32_t simdgroup_barriers[kMostSimdgroups];
-  uint32_t simdgroup_phases[kMostSimdgroups];
+  uint64_t now;
+  uint64_t threadgroup_start;
+  uint64_t barrier[kSpaces];  // the last threadgroup_barrier, or the start
+  SimdgroupTimes simdgroups[kMostSimdgroups];
 
   uint64_t random_state;
-  sigjmp_buf escape;  // out of a thread that cannot go on
 };
 
-extern Launch launch;
+// hidden: found without a detour through tables of the library
+extern Launch launch __attribute__((visibility("hidden")));
 
-// Reasons to leave a thread by `escape`.
-enum Escape { kFault = 1, kTimeLimit, kWildAccess };
+// Why a launch does not run to its end.
+enum Escape { kFault = 1, kTimeLimit, kWildAccess, kNoMemory };
 
 // fiber.cpp
 bool prepare_stacks(uint32_t stack_bytes);
+bool is_stack_guard(uint64_t address);
 void start_fiber(uint32_t index);
 void run_fiber(Fiber* fiber);
 void yield_to_scheduler();
@@ -116,10 +123,16 @@ void report(msl_kind kind, Place place, const char* buffer, int64_t offset, cons
 // memory.cpp
 bool watch(msl_buffer* buffers, uint32_t count);
 void unwatch();
-void forget_threadgroup_memory();
+void poison_threadgroup_memory();
 void report_unwritten_outputs();
-Watched* find_buffer(uint64_t address, uint32_t hint);
+bool holds(const msl_buffer* buffer, uint64_t address, uint64_t size);
+Watched* find_buffer(uint64_t address);
 msl_buffer* nearest_buffer(uint64_t address, int64_t* offset);
 
 // history.cpp
-void forget_pending_store();
+void forget_accesses();
+bool is_written(const Watched& watched, const Shadow& shadow);
+
+// escape.cpp
+uint32_t run_guarded(void (*run)());
+[[noreturn]] void leave_launch(Escape reason);

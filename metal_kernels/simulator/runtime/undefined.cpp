@@ -8,7 +8,7 @@ struct SanitizerPlace {
 };
 
 static void undefined(const SanitizerPlace* where, const char* message) {
-  report(MSL_UNDEFINED_BEHAVIOUR, {where->file, (int)where->line, (int)where->column}, "", 0,
+  report(MSL_UNDEFINED_BEHAVIOUR, {(int)where->line, (int)where->column, where->file}, "", 0,
          message);
 }
 

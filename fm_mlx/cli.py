@@ -18,6 +18,7 @@ from fm_mlx.allocator import keep_freed_memory
 # Ours: what it does, and the module that has its `add_arguments(parser)` and `run(args) -> int`.
 COMMANDS = {
     "generate": ("go on writing from a prompt of any length", "fm_mlx.cli_generate"),
+    "plan": ("say what a model needs and how fast Apple's chips could be", "fm_mlx.plan"),
     "bench": ("time the model beside a llama and a mamba2 of its size", "fm_mlx.bench"),
 }
 

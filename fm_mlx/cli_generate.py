@@ -10,10 +10,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from fm_mlx.cli_types import number, parsed, whole
 
 _READ_BYTES = 16384
 # Prompt tokens after which memory should no longer grow.
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("xtc-threshold", (0, 0.5), 0.1, "least probability of a token that XTC may drop"),
     ):
         parser.add_argument(
-            f"--{name}", type=_number(*allowed), default=default, help=f"{purpose} ({default})"
+            f"--{name}", type=number(*allowed), default=default, help=f"{purpose} ({default})"
         )
     for name, least, default, purpose in (
         ("top-k", 0, 0, "sample from this many likeliest tokens; 0: from all"),
@@ -55,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("prefill-step-size", 1, 2048, "prompt tokens read at a time"),
     ):
         parser.add_argument(
-            f"--{name}", type=_whole(least), default=default, help=f"{purpose} ({default})"
+            f"--{name}", type=whole(least), default=default, help=f"{purpose} ({default})"
         )
-    parser.add_argument("--seed", type=_whole(0), help="of the sampling")
+    parser.add_argument("--seed", type=whole(0), help="of the sampling")
     parser.add_argument(
         "--extra-eos-token", nargs="+", default=(), help="more tokens that end the text"
     )
@@ -315,37 +317,9 @@ def _pieces(before: str, text: Iterable[str], after: str) -> Iterator[str]:
 
 
 def _max_tokens(text: str) -> int:
-    value = _parsed(int, text)
+    value = parsed(int, text)
     if value is None or (value < 1 and value != -1):
         raise argparse.ArgumentTypeError(
             f"{text!r}; allowed are whole numbers from 1, and -1 for no limit"
         )
     return value
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        value = _parsed(int, text)
-        if value is None or not least <= value < 2**63:
-            raise argparse.ArgumentTypeError(f"{text!r}; allowed are whole numbers from {least}")
-        return value
-
-    return convert
-
-
-def _number(least: float, most: float) -> Callable[[str], float]:
-    def convert(text: str) -> float:
-        value = _parsed(float, text)
-        if value is None or not math.isfinite(value) or not least <= value <= most:
-            allowed = f"from {least}" + ("" if math.isinf(most) else f" to {most}")
-            raise argparse.ArgumentTypeError(f"{text!r}; allowed are numbers {allowed}")
-        return value
-
-    return convert
-
-
-def _parsed(convert: Callable[[str], Any], text: str) -> Any:
-    try:
-        return convert(text)
-    except ValueError:
-        return None

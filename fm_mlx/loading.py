@@ -68,6 +68,17 @@ def load(
     return (model, tokenizer, config) if return_config else (model, tokenizer)
 
 
+def load_args(path_or_repo: str | Path | None = None) -> ModelArgs:
+    """The arguments in a model's ``config.json``, without its weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load` for the folder and its config.
+    """
+    folder = _find(path_or_repo, None)
+    _check_config(folder, None, trust_remote_code=False)
+    return ModelArgs.from_dict(_read_object(folder / "config.json"))
+
+
 def load_state(path: str | Path) -> tuple[list[Any], dict[str, str]]:
     """The caches and the metadata of a file written by `mlx_lm.models.cache.save_prompt_cache`.
 

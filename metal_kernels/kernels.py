@@ -17,8 +17,8 @@ MAX_CHUNK = 32
 
 # SIMD-groups of a threadgroup: each takes 32 rows at a time and 4 KB (8 KB in the vjp) of
 # the 32 KB of threadgroup memory, beside the 4 KB (8 KB) that they share.
-_SCAN_GROUPS = 4
-_SCAN_VJP_GROUPS = 2
+SCAN_GROUPS = 4
+SCAN_VJP_GROUPS = 2
 
 # Threads that share the columns of a row in sparse_update.
 _UPDATE_THREADS = 512
@@ -122,6 +122,11 @@ SPARSE_UPDATE = _sparse_update_kernel(masked=False)
 SPARSE_UPDATE_MASKED = _sparse_update_kernel(masked=True)
 
 
+def update_threads(width: int) -> int:
+    """Threads of a threadgroup of sparse_update for rows of d numbers."""
+    return min(_UPDATE_THREADS, -(-width // LANES) * LANES)
+
+
 def sparse_update(
     indices: mx.array,
     theta: mx.array,
@@ -146,7 +151,7 @@ def sparse_update(
     """
     batch, num_active = indices.shape
     width = value.shape[-1]
-    threads = min(_UPDATE_THREADS, -(-width // LANES) * LANES)
+    threads = update_threads(width)
     inputs = [indices, theta, phi, value, state, float(eps)]
     if mask is None:
         kernel = SPARSE_UPDATE
@@ -212,7 +217,7 @@ CHUNK_SCAN = MetalKernel(
     ["read", "inside"],
     f"""
     threadgroup float causal_gram[LANES * LANES];
-    threadgroup float partial[{_SCAN_GROUPS} * LANES * LANES];
+    threadgroup float partial[{SCAN_GROUPS} * LANES * LANES];
     chunk_scan(
         theta, phi, gram, projection, norm0, read, inside, causal_gram, partial,
         theta_shape[2], theta_shape[3], width, eps, thread_position_in_grid.y,
@@ -247,7 +252,7 @@ def chunk_scan(
             inputs=[theta, phi, gram, projection, norm0, float(width), float(eps)],
             output_shapes=[theta.shape, gram.shape],
             output_dtypes=[mx.float32, mx.float32],
-            **_chunk_grid(theta, _SCAN_GROUPS),
+            **_chunk_grid(theta, SCAN_GROUPS),
         )
     )
 
@@ -259,8 +264,8 @@ CHUNK_SCAN_VJP = MetalKernel(
     f"""
     threadgroup float causal_gram[LANES * LANES];
     threadgroup float causal_d_inside[LANES * LANES];
-    threadgroup float partial[{_SCAN_VJP_GROUPS} * LANES * LANES];
-    threadgroup float norms[{_SCAN_VJP_GROUPS} * LANES * LANES];
+    threadgroup float partial[{SCAN_VJP_GROUPS} * LANES * LANES];
+    threadgroup float norms[{SCAN_VJP_GROUPS} * LANES * LANES];
     chunk_scan_vjp(
         theta, phi, gram, projection, norm0, d_read, d_inside,
         d_theta, d_phi, d_gram, d_projection, d_norm0,
@@ -298,7 +303,7 @@ def chunk_scan_vjp(
             inputs=[*primals, d_read, d_inside, float(width), float(eps)],
             output_shapes=[x.shape for x in primals],
             output_dtypes=[mx.float32] * len(primals),
-            **_chunk_grid(theta, _SCAN_VJP_GROUPS),
+            **_chunk_grid(theta, SCAN_VJP_GROUPS),
         )
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -171,7 +172,8 @@ def kernel_library(text: str, name: str, *, fast_math: bool) -> Library:
     compiler = find_compiler()
     flags = [*kernel_flags(compiler), "-ffast-math" if fast_math else "-fno-fast-math"]
     own = (_FOLDER / "instrument.py", _FOLDER / "translate.py", Path(__file__))
-    key = digest(compiler.version, repr(flags), text, *map(_text, [*own, *_headers()]))
+    texts = map(_text, [*own, *_headers()])
+    key = digest(compiler.version, _mlx_version(), repr(flags), text, *texts)
 
     def build(path: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -302,7 +304,8 @@ def _precompiled_headers(compiler: Compiler, flags: Sequence[str]) -> Path:
     else:
         preamble += "typedef bfloat bfloat16_t;\ntypedef half float16_t;\n"
     text = cached(f"preamble-{digest(preamble)}.h", text_file(preamble))
-    key = digest(compiler.version, repr(flags), preamble, *map(_text, _headers()))
+    texts = map(_text, _headers())
+    key = digest(compiler.version, _mlx_version(), repr(flags), preamble, *texts)
 
     def build(path: Path) -> None:
         # by content, not by time: the cache's names already tell the headers apart
@@ -320,6 +323,12 @@ def _mlx_include() -> list[Path]:
     spec = importlib.util.find_spec("mlx")
     folders = [Path(p, "include") for p in (spec.submodule_search_locations or [])] if spec else []
     return [f for f in folders if (f / "mlx/backend/metal/kernels/utils.h").exists()][:1]
+
+
+@cache
+def _mlx_version() -> str:
+    """Stands for what its utils.h includes."""
+    return importlib.metadata.version("mlx")
 
 
 @cache

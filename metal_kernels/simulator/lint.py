@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 
@@ -35,23 +37,29 @@ _ABSENT = {
 
 _SPACES = {"device", "constant", "thread", "threadgroup"}
 _QUALIFIERS = {"const", "volatile"}
+_INTEGERS = {"char", "short", "int", "long"}
 _TYPES = {
     *("float", "half", "bfloat", "bool", "size_t", "auto"),
     *("char", "uchar", "short", "ushort", "int", "uint", "long", "ulong"),
+    *("unsigned", "signed", "void"),
     *(f"{u}int{n}_t" for u in ("", "u") for n in (8, 16, 32, 64)),
     *("bfloat16_t", "float16_t"),
 }
 _VECTORS = {f"{t}{n}" for t in _TYPES for n in (2, 3, 4)}
 _CONTROL = {"if", "for", "while", "switch", "return", "sizeof", "catch"}
+# What brackets may follow that are neither a call nor parameters.
+_NOT_A_FUNCTION = _CONTROL | {"constexpr", "__attribute__"}
 
 
 @cache
 def lint(source: str, header: str = "") -> tuple[Finding, ...]:
     """Findings of kind "not-metal" in a kernel's source and header."""
     found = []
+    # the header declares what the source uses
+    structs = _structs(tokenize(f"{header}\n{source}"))
     for file, text in (("header", header), ("source", source)):
         tokens = tokenize(text)
-        types = _TYPES | _VECTORS | _template_types(tokens)
+        types = _TYPES | _VECTORS | _template_types(tokens) | structs
         found += _at(file, _absent(tokens))
         found += _at(file, _lambdas(tokens))
         found += _at(file, _pointers_without_space(tokens, types))
@@ -85,9 +93,9 @@ def _lambdas(tokens: Sequence[Token]) -> Iterator[tuple[Token, str]]:
 def _pointers_without_space(
     tokens: Sequence[Token], types: set[str]
 ) -> Iterator[tuple[Token, str]]:
-    """Declarations ``T* x`` and ``T& x`` that do not say where x points."""
+    """Declarations, casts and aliases with ``T*`` or ``T&`` that do not say where it points."""
     for i, token in enumerate(tokens):
-        if i and tokens[i - 1].text not in (";", "{", "}", "(", ","):
+        if i and tokens[i - 1].text not in (";", "{", "}", "(", ",", "=", "typedef"):
             continue
         at, spaces = i, set()
         while at < len(tokens) and tokens[at].text in _SPACES | _QUALIFIERS:
@@ -99,28 +107,34 @@ def _pointers_without_space(
         if tokens[at].text == "vec" and at + 1 < len(tokens) and tokens[at + 1].text == "<":
             at = template_end(tokens, at + 1)
         at += 1
-        while at < len(tokens) and tokens[at].text in _SPACES | _QUALIFIERS:
+        while at < len(tokens) and tokens[at].text in _SPACES | _QUALIFIERS | _INTEGERS:
             spaces.add(tokens[at].text)
             at += 1
         star = at
         while at < len(tokens) and tokens[at].text in ("*", "&", "const"):
             at += 1
-        declares = (
-            at > star
-            and at + 1 < len(tokens)
-            and tokens[at].kind == "name"
-            and tokens[at + 1].text in ("=", ";", ",", ")", "[")
-        )
+        if at == star or at + 1 >= len(tokens):
+            continue
+        if tokens[at].kind == "name":
+            what, follows = repr(tokens[at].text), tokens[at + 1].text
+            declares = follows in ("=", ";", ",", ")", "[", "(")
+        else:
+            what = f"to {token.text!r}"
+            declares = tokens[at].text in (")", ";", ",")
         # auto* and auto& take the space of what they are initialised with
         if declares and not spaces & _SPACES and not deduced:
-            yield token, f"pointer or reference {tokens[at].text!r} has no address space"
+            yield token, f"pointer or reference {what} has no address space"
 
 
 def _threadgroup_in_function(tokens: Sequence[Token]) -> Iterator[tuple[Token, str]]:
-    depth = 0
+    depth = kernel_end = 0
     for i, token in enumerate(tokens):
         depth += (token.text == "{") - (token.text == "}")
-        if token.text != "threadgroup" or depth == 0 or tokens[i - 1].text not in (";", "{", "}"):
+        if token.text == "kernel":
+            body = next((j for j in range(i, len(tokens)) if tokens[j].text == "{"), i)
+            kernel_end = matching(tokens, body) if body > i else kernel_end
+        begins = i > 0 and tokens[i - 1].text in (";", "{", "}")
+        if token.text != "threadgroup" or depth == 0 or not begins or i < kernel_end:
             continue
         statement = []
         for following in tokens[i:]:
@@ -132,16 +146,12 @@ def _threadgroup_in_function(tokens: Sequence[Token]) -> Iterator[tuple[Token, s
 
 
 def _recursion(tokens: Sequence[Token]) -> Iterator[tuple[Token, str]]:
-    for i in range(1, len(tokens) - 1):
-        token = tokens[i]
-        if token.kind != "name" or token.text in _CONTROL or tokens[i + 1].text != "(":
+    functions = _functions(tokens)
+    overloads = Counter(token.text for token, _ in functions)
+    for token, body in functions:
+        # an overload may call another one
+        if overloads[token.text] > 1:
             continue
-        after = matching(tokens, i + 1) + 1
-        if after < len(tokens) and tokens[after].text == "const":
-            after += 1
-        if after >= len(tokens) or tokens[after].text != "{" or tokens[i - 1].text == ".":
-            continue
-        body = tokens[after : matching(tokens, after)]
         for j in range(len(body) - 1):
             calls = body[j].text == token.text and body[j + 1].text == "("
             if calls and body[j - 1].text not in (".", "::", "->"):
@@ -159,3 +169,27 @@ def _template_types(tokens: Sequence[Token]) -> set[str]:
                 if len(part) > 1 and part[0].text in ("typename", "class"):
                     names.add(part[1].text)
     return names
+
+
+def _structs(tokens: Sequence[Token]) -> set[str]:
+    """Names of the structs and classes that a text declares."""
+    return {
+        name.text
+        for keyword, name in itertools.pairwise(tokens)
+        if keyword.text in ("struct", "class") and name.kind == "name"
+    }
+
+
+def _functions(tokens: Sequence[Token]) -> list[tuple[Token, Sequence[Token]]]:
+    """The name and the body of every function that a text defines."""
+    functions = []
+    for i in range(1, len(tokens) - 1):
+        token = tokens[i]
+        if token.kind != "name" or token.text in _NOT_A_FUNCTION or tokens[i + 1].text != "(":
+            continue
+        after = matching(tokens, i + 1) + 1
+        if after < len(tokens) and tokens[after].text == "const":
+            after += 1
+        if after < len(tokens) and tokens[after].text == "{" and tokens[i - 1].text != ".":
+            functions.append((token, tokens[after : matching(tokens, after)]))
+    return functions

@@ -114,9 +114,12 @@ def read_source(text: str) -> KernelSource:
 
 
 def _kernel_function(tokens: Sequence[Token]) -> tuple[int, int]:
-    """Where ``[[kernel]] void name (`` begins, and where its name stands."""
+    """Where ``[[kernel]] void name (`` begins, and where its name stands.
+
+    The last one: the header may have kernel functions of its own.
+    """
     texts = [token.text for token in tokens]
-    for i in range(len(texts) - 5):
+    for i in reversed(range(len(texts) - 5)):
         if texts[i : i + 4] == ["[[", "kernel", "]]", "void"] and texts[i + 5] == "(":
             return i, i + 4
         if texts[i : i + 2] == ["kernel", "void"] and texts[i + 3] == "(":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 
@@ -96,6 +97,21 @@ def test_cache(monkeypatch, tmp_path):
     launch(INDEX + "o[i] = x[i] + 1;")
     assert len(calls) == 2
     assert len(sorted(tmp_path.iterdir())) == len(first) + 2
+
+
+def test_cache_outlives_an_installation(monkeypatch, tmp_path):
+    """Files of the same content get new times, which clang would hold against its headers."""
+    include = tmp_path / "include"
+    shutil.copytree(compiler._FOLDER / "include", include)
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    flags = compiler.kernel_flags
+    moved = {f"-I{compiler._FOLDER / 'include'}": f"-I{include}"}
+    monkeypatch.setattr(
+        compiler, "kernel_flags", lambda found: [moved.get(flag, flag) for flag in flags(found)]
+    )
+    launch(INDEX + "o[i] = x[i];")
+    os.utime(include / "metal_stdlib")
+    launch(INDEX + "o[i] = x[i] + 1;")
 
 
 def test_failed_compilation_leaves_nothing(monkeypatch, tmp_path):

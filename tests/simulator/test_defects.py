@@ -121,6 +121,14 @@ class TestRaces:
         _, report = launch(INDEX + "o[i % 32] = 1;", **grid)
         assert report.kinds == {"race-same-value"}
 
+    def test_plain_load_of_what_others_change_atomically(self):
+        source = "threadgroup atomic<uint> c; " + INDEX
+        source += "if (i == 0) atomic_store_explicit(&c, 0u, memory_order_relaxed); " + BARRIER
+        source += "atomic_fetch_add_explicit(&c, 1u, memory_order_relaxed); {}"
+        source += "o[i] = *(threadgroup uint*)&c;"
+        fails("race-write-after-read", source.replace("{}", ""))
+        launch(source.replace("{}", BARRIER), fatal=simulator.KINDS)
+
     def test_device_memory_is_not_ordered_by_a_threadgroup_barrier(self):
         source = INDEX + "o[i] = x[i]; threadgroup_barrier(mem_flags::{}); o[i] += o[63 - i];"
         fails("race-read-after-write", source.replace("{}", "mem_threadgroup"))

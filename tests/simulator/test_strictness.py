@@ -72,6 +72,14 @@ def test_clang_rejects(what, source, header):
          "\nfloat f(float& r) { return r; }\n", 2),
         ("'p' has no address space", "o[i] = f<float>(1);",
          "template <typename T> T f(T a) { T* p = &a; return *p; }\n", 1),
+        ("'q' has no address space", "o[i] = 0;",
+         "struct S { float v; };\nfloat f(S& q) { return q.v; }\n", 2),
+        ("'p' has no address space", "uint v = 1; unsigned int* p = &v; o[i] = *p;", "", 1),
+        ("to 'float' has no address space", "\no[i] = *(float*)(x + i);", "", 2),
+        ("'P' has no address space", "typedef float* P; o[i] = x[i];", "", 1),
+        ("to 'float' has no address space", "using P = float*; o[i] = x[i];", "", 1),
+        ("'f' has no address space", "float v = 1; o[i] = *f(&v);",
+         "float* f(thread float* p) { return p; }\n", 1),
         ("'f' calls itself", "o[i] = f(3);",
          "float f(int n) { return n ? n * f(n - 1) : 1; }\n", 1),
         ("outside the kernel function", "o[i] = f();",
@@ -100,10 +108,31 @@ def test_lint_rejects(message, source, header, line):
         "// new double goto\n o[i] = x[i]; /* virtual */",
         "float4 v = *(const device float4*)(x + 4 * (i / 4)); o[i] = v[i % 4];",
         "float a = x[i] * 2, b = a * 3; o[i] = a * b;",
+        "int n = 4 & int(i), m = (n * 2); o[i] = n & m;",
+        "const device float* p = (const device float*)x; thread auto& r = i; o[i] = p[r];",
     ],
 )
 def test_metal_is_taken(source):
     launch(INDEX + source, make={"header": HELPERS}, fatal=simulator.KINDS)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "float f(float a) { return a; } float f(float a, float b) { return f(a) + b; }",
+        "template <int N> float f() { if constexpr (N > 0) { if constexpr (N > 1) { return 2; } }"
+        " return N; }",
+        "[[kernel]] void k(device float* o [[buffer(0)]]) { threadgroup float s[4]; s[0] = 1; }",
+    ],
+    ids=["overloads", "if constexpr", "threadgroup variable of a kernel"],
+)
+def test_lint_takes(header):
+    assert simulator.lint("", header) == ()
+
+
+def test_lint_knows_the_structs_of_the_header():
+    (finding,) = simulator.lint("S s; S* p = &s;", "struct S { float v; };")
+    assert (finding.file, finding.line) == ("source", 1)
 
 
 def test_lint_by_itself():

@@ -93,6 +93,14 @@ def test_reading_what_mlx_generates():
     ]
 
 
+def test_kernel_after_one_of_the_header():
+    """MLX's own headers have kernel functions, which a custom kernel may include."""
+    other = "[[kernel]] void other(device float* p [[buffer(0)]]) { p[0] = 1; }\n"
+    own = "[[kernel]] void own(device float* o [[buffer(0)]]) { o[0] = 2; }\n"
+    source = read_source(other + own)
+    assert (source.name, source.header) == ("own", other)
+
+
 def test_source_without_a_kernel():
     with pytest.raises(ValueError, match="no kernel function"):
         read_source("void f() {}")

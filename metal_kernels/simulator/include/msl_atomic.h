@@ -67,6 +67,8 @@ inline T* msl_plain(Pointer pointer) {
     __msl_atomic(target, sizeof(T), kind, MSL_PLACE_HERE);                              \
     T old = *target;                                                                    \
     *target = expression;                                                               \
+    /* or clang hands the value to a plain load that follows, which is then not seen */  \
+    __asm__ volatile("" : : : "memory");                                                \
     return old;                                                                         \
   }
 MSL_ATOMIC(fetch_add, MSL_ATOMIC_CHANGE, (T)(old + operand), true)

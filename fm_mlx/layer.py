@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache
 
-from fm_mlx import ops
+from fm_mlx import memory, ops
 
 
 class Router(nn.Module):
@@ -74,26 +74,33 @@ class FactorizationMemory(nn.Module):
                 without a cache the memory starts empty.
         """
         batch, length, _ = x.shape
-        values = self.in_proj(x)
-        theta, phi = ops.route_dense(
-            self.router(x), self.num_active_states, self.affinity_temperature
-        )
+        values, routing = self.in_proj(x), self.router(x)
         state = None if cache is None else cache[0]
         if state is None:
             state = mx.zeros((batch, self.num_memory_states, self.memory_size), mx.float32)
+            if cache is not None:
+                memory.set_state(cache, state, self.num_active_states)
         if length == 1:
-            y, state = ops.memory_step(
-                theta[:, 0],
-                phi[:, 0],
-                values[:, 0],
-                state,
-                None if mask is None else mask[:, 0],
-                eps=self.eps,
-            )
-            y = y[:, None]
+            y = self._step(values[:, 0], routing[:, 0], state, mask, cache)[:, None]
         else:
+            theta, phi = ops.route_dense(routing, self.num_active_states, self.affinity_temperature)
+            state = state if cache is None else memory.state_of(cache)
             y, state = ops.memory_scan(theta, phi, values, state, mask, eps=self.eps)
+            if cache is not None:
+                memory.set_state(cache, state, self.num_active_states)
         if cache is not None:
-            cache[0] = state
             cache.advance(length)
         return self.out_proj(y)
+
+    def _step(self, value, routing, state, mask, cache):
+        """One token: value (B, d) and routing (B, m + 2) to y (B, d); the cache is updated."""
+        mask = None if mask is None else mask[:, 0]
+        if memory.is_buffered(cache):
+            del state
+            weights = ops.route(routing, self.num_active_states, self.affinity_temperature)
+            return memory.step(cache, *weights, value, mask, self.eps)
+        theta, phi = ops.route_dense(routing, self.num_active_states, self.affinity_temperature)
+        y, state = ops.memory_step(theta, phi, value, state, mask, eps=self.eps)
+        if cache is not None:
+            memory.set_state(cache, state, self.num_active_states)
+        return y

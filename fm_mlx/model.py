@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx_lm.models.base import BaseModelArgs, create_ssm_mask
 from mlx_lm.models.cache import ArraysCache
 
-from fm_mlx import ops
+from fm_mlx import memory, ops
 from fm_mlx.layer import FactorizationMemory
 
 MODEL_TYPE = "factorization_memory"
@@ -198,8 +198,12 @@ class Model(nn.Module):
         return self.model.layers
 
     def make_cache(self) -> list[ArraysCache]:
-        """One cache per layer; its entry 0 is the state (B, m, d) float32."""
-        return [ArraysCache(size=1) for _ in self.layers]
+        """One cache per layer, for one state or for two that take turns (`fm_mlx.memory`)."""
+        args = self.args
+        entries = memory.cache_entries(
+            args.num_memory_states, args.num_active_states, args.memory_size
+        )
+        return [ArraysCache(size=entries) for _ in self.layers]
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Weights as this model wants them: no second head if tied, float32 where it counts."""

@@ -6,9 +6,16 @@ Everything here is differentiable, runs on any MLX device, and keeps the state i
 from fm_mlx.ops.activations import swiglu
 from fm_mlx.ops.routing import route, route_dense
 from fm_mlx.ops.scan import memory_scan
-from fm_mlx.ops.step import memory_step, sparse_memory_step, sparse_update
+from fm_mlx.ops.step import (
+    buffered_memory_step,
+    memory_step,
+    sparse_memory_step,
+    sparse_update,
+    written,
+)
 
 __all__ = [
+    "buffered_memory_step",
     "memory_scan",
     "memory_step",
     "route",
@@ -16,4 +23,5 @@ __all__ = [
     "sparse_memory_step",
     "sparse_update",
     "swiglu",
+    "written",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import mlx.core as mx
@@ -59,8 +60,58 @@ def sparse_memory_step(
         y (B, d) in the dtype of ``value``, and the new state (B, m, d) float32.
     """
     rows, y = sparse_update(indices, theta, phi, value, state, mask, eps=eps)
-    where = _columns(indices, state)
-    return y, mx.put_along_axis(state, where, rows, axis=1)
+    return y, written(state, (indices, rows))
+
+
+def buffered_memory_step(
+    writes: Sequence[tuple[mx.array, mx.array]],
+    indices: mx.array,
+    theta: mx.array,
+    phi: mx.array,
+    value: mx.array,
+    state: mx.array,
+    mask: mx.array | None = None,
+    *,
+    eps: float = 1e-6,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """`sparse_memory_step` on a state that lacks rows of earlier steps, and will lack this one's.
+
+    The rows that are missing are written first, in place if nobody else holds the state;
+    what this step changes is given back for later. That leaves one buffer with one reader.
+
+    Args:
+        writes: (indices (B, k) int32, rows (B, k, d) float32) of earlier steps, in order.
+        indices, theta, phi, value, state, mask, eps: as in `sparse_memory_step`.
+
+    Returns:
+        The state with `writes` but not this step, the k rows as this step changes them
+        (B, k, d), and y (B, d) in the dtype of ``value``.
+    """
+    if runs_kernels():
+        state = written(state, *writes)
+        rows, y = sparse_update(indices, theta, phi, value, state, mask, eps=eps)
+        return state, rows, y
+    theta, phi, value = _masked(mask, theta, phi, value)
+    return _compiled_buffered_step(eps)(state, writes, indices, theta, phi, value)
+
+
+@cache
+def _compiled_buffered_step(eps: float):
+    """As one graph: on the CPU the time of a step is that of building it."""
+
+    @mx.compile
+    def step(state, writes, indices, theta, phi, value):
+        state = written(state, *writes)
+        return state, *_sparse_update(indices, theta, phi, value, state, None, eps)
+
+    return step
+
+
+def written(state: mx.array, *writes: tuple[mx.array, mx.array]) -> mx.array:
+    """The state (B, m, d) with rows replaced: (indices (B, k), rows (B, k, d)), in order."""
+    for indices, rows in writes:
+        state = mx.put_along_axis(state, _columns(indices, state), rows, axis=1)
+    return state
 
 
 def sparse_update(

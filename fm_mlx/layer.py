@@ -32,7 +32,7 @@ class FactorizationMemory(nn.Module):
     """A memory of m rows, of which each token writes and reads the k it is most affine to.
 
     The layer of arXiv:2511.00315: x (B, T, hidden) -> (B, T, hidden), in the dtype of x.
-    The state (B, m, d), always float32, lives in ``cache[0]``.
+    The state (B, m, d), always float32, lives in the cache.
 
     Args:
         hidden_size: width of x.
@@ -70,37 +70,38 @@ class FactorizationMemory(nn.Module):
         Args:
             x: the tokens.
             mask: (B, T) bool; False marks padding, which leaves the state as it is.
-            cache: its entry 0 is the state to start from and is replaced by the last one;
+            cache: holds the state to start from, and then the last one (`fm_mlx.memory`);
                 without a cache the memory starts empty.
         """
-        batch, length, _ = x.shape
         values, routing = self.in_proj(x), self.router(x)
-        state = None if cache is None else cache[0]
-        if state is None:
-            state = mx.zeros((batch, self.num_memory_states, self.memory_size), mx.float32)
-            if cache is not None:
-                memory.set_state(cache, state, self.num_active_states)
-        if length == 1:
-            y = self._step(values[:, 0], routing[:, 0], state, mask, cache)[:, None]
+        length = x.shape[1]
+        if length == 1 and memory.is_buffered(cache) and cache[0] is not None:
+            y = self._on_active_rows(values, routing, mask, cache)
         else:
-            theta, phi = ops.route_dense(routing, self.num_active_states, self.affinity_temperature)
-            state = state if cache is None else memory.state_of(cache)
-            y, state = ops.memory_scan(theta, phi, values, state, mask, eps=self.eps)
-            if cache is not None:
-                memory.set_state(cache, state, self.num_active_states)
+            y = self._on_all_rows(values, routing, mask, cache)
         if cache is not None:
             cache.advance(length)
         return self.out_proj(y)
 
-    def _step(self, value, routing, state, mask, cache):
-        """One token: value (B, d) and routing (B, m + 2) to y (B, d); the cache is updated."""
+    def _on_active_rows(self, values, routing, mask, cache):
+        """One token on the k rows that it touches; y (B, 1, d)."""
+        weights = ops.route(routing[:, 0], self.num_active_states, self.affinity_temperature)
         mask = None if mask is None else mask[:, 0]
-        if memory.is_buffered(cache):
-            del state
-            weights = ops.route(routing, self.num_active_states, self.affinity_temperature)
-            return memory.step(cache, *weights, value, mask, self.eps)
+        return memory.step(cache, *weights, values[:, 0], mask, self.eps)[:, None]
+
+    def _on_all_rows(self, values, routing, mask, cache):
+        """One token or many on the whole state; y (B, T, d)."""
         theta, phi = ops.route_dense(routing, self.num_active_states, self.affinity_temperature)
-        y, state = ops.memory_step(theta, phi, value, state, mask, eps=self.eps)
+        state = None if cache is None else memory.state_of(cache)
+        if state is None:
+            state = mx.zeros((len(values), theta.shape[-1], self.memory_size), mx.float32)
+        if values.shape[1] == 1:
+            mask = None if mask is None else mask[:, 0]
+            token = theta[:, 0], phi[:, 0], values[:, 0]
+            y, state = ops.memory_step(*token, state, mask, eps=self.eps)
+            y = y[:, None]
+        else:
+            y, state = ops.memory_scan(theta, phi, values, state, mask, eps=self.eps)
         if cache is not None:
             memory.set_state(cache, state, self.num_active_states)
         return y

@@ -355,8 +355,8 @@ MUTANTS = [
         "k = m keeps one row fewer",
         laws.dense_is_sparse_with_all_rows,
         "layer",
-        "            theta, phi = ops.route_dense(routing, self.num_active_states,",
-        "            theta, phi = ops.route_dense(routing, self.num_active_states - 1,",
+        "theta, phi = ops.route_dense(routing, self.num_active_states,",
+        "theta, phi = ops.route_dense(routing, self.num_active_states - 1,",
     ),
     Mutant(
         "law 5",
@@ -531,9 +531,9 @@ MUTANTS = [
         "the state is kept in the dtype of the weights (drift)",
         laws.bf16_decode_does_not_drift,
         "layer",
-        "y, state = ops.memory_step(theta, phi, value, state, mask, eps=self.eps)",
-        "y, state = ops.memory_step(theta, phi, value, state, mask, eps=self.eps);"
-        " state = state.astype(value.dtype)",
+        "y, state = ops.memory_step(*token, state, mask, eps=self.eps)",
+        "y, state = ops.memory_step(*token, state, mask, eps=self.eps);"
+        " state = state.astype(values.dtype)",
     ),
     Mutant(
         "law 10",

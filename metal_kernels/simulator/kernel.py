@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
-from fm_mlx.metal_kernels.simulator import runtime
+from fm_mlx.metal_kernels.simulator import cache, runtime
 from fm_mlx.metal_kernels.simulator.arrays import as_mlx, filled, from_bytes, host_array
-from fm_mlx.metal_kernels.simulator.compiler import kernel_library
+from fm_mlx.metal_kernels.simulator.compiler import Library, find_compiler, kernel_library
 from fm_mlx.metal_kernels.simulator.lint import NOT_METAL, lint
 from fm_mlx.metal_kernels.simulator.report import Finding, Report
 from fm_mlx.metal_kernels.simulator.source import KernelSource, generated_source, read_source
@@ -153,17 +155,28 @@ class Kernel:
                 f"threadgroup {tuple(threadgroup)} has {math.prod(threadgroup)} threads; "
                 f"allowed are {_MOST_THREADS}"
             )
-        launch = _Launch(self.definition, read_source(text), arrays, output_shapes, output_dtypes)
+        math_mode = (self.definition["compile_options"] or {}).get("math_mode", "safe")
+        source, library = _built(
+            text, self.definition["name"], math_mode == "fast", find_compiler(), cache.folder()
+        )
+        launch = _Launch(self.definition, source, library, arrays, output_shapes, output_dtypes)
         with _lock:
-            outputs, report, rejected = launch.run(grid, threadgroup, init_value)
+            outputs, report = launch.run(grid, threadgroup, init_value)
         report.findings[:0] = [
             *lint(self.definition["source"], self.definition["header"]),
-            *(Finding(NOT_METAL, message, file, line) for file, line, message in rejected),
+            *(Finding(NOT_METAL, message, file, line) for file, line, message in library.rejected),
         ]
         self.report = report
         if report.kinds & _options.get().fatal:
             raise SimulationError(report)
         return outputs
+
+
+@functools.cache
+def _built(text: str, name: str, fast_math: bool, *_: object) -> tuple[KernelSource, Library]:
+    """A source and its library. What else the library depends on is given to tell them apart."""
+    source = read_source(text)
+    return source, kernel_library(translate(source), name, fast_math=fast_math)
 
 
 @dataclass
@@ -172,21 +185,18 @@ class _Launch:
 
     definition: dict[str, Any]
     source: KernelSource
+    library: Library
     inputs: list[mx.array]
     output_shapes: Sequence[Sequence[int]]
     output_dtypes: Sequence[mx.Dtype]
 
-    def run(self, grid, threadgroup, init_value):
+    def run(self, grid, threadgroup, init_value) -> tuple[list[mx.array], Report]:
         chosen = _options.get()
-        math_mode = (self.definition["compile_options"] or {}).get("math_mode", "safe")
-        library = kernel_library(
-            translate(self.source), self.definition["name"], fast_math=math_mode == "fast"
-        )
         with runtime.allocator() as allocator:
             self._allocate(allocator, init_value)
             report = runtime.run(
                 self.definition["name"],
-                library,
+                self.library,
                 allocator.memories,
                 grid,
                 threadgroup,
@@ -208,7 +218,7 @@ class _Launch:
                     strict=True,
                 )
             ]
-        return outputs, report, library.rejected
+        return outputs, report
 
     def _allocate(self, allocator: runtime.Allocator, init_value: float | None) -> None:
         """Memory of every buffer parameter, in order."""
@@ -238,7 +248,7 @@ class _Launch:
                 given = init_value is not None
                 memory = allocator.allocate(name, "output", count * dtype.size, dtype.size, given)
                 if given and count:
-                    memory.bytes[:] = list(filled(init_value, dtype, count))
+                    memory.bytes[:] = np.frombuffer(filled(init_value, dtype, count), np.uint8)
             elif name in hosts:
                 host = hosts[name]
                 size = host.numbers.itemsize
@@ -247,7 +257,7 @@ class _Launch:
             else:
                 values = metadata[name]
                 memory = allocator.allocate(name, "input", values.nbytes, values.itemsize, True)
-                memory.bytes[:] = values.view("uint8")
+                memory.bytes[:] = values.view(np.uint8)
 
 
 def metal_kernel(

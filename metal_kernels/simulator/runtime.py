@@ -153,6 +153,8 @@ class Allocator:
         """Memory of `size` bytes."""
         block, block_size = ctypes.c_void_p(), _u64()
         address = _runtime().msl_allocate(size, ctypes.byref(block), ctypes.byref(block_size))
+        if not address:
+            raise MemoryError(f"no memory for {name}: {size} bytes")
         self._blocks.append((block.value, block_size.value))
         raw = (ctypes.c_uint8 * size).from_address(address)
         content = np.frombuffer(raw, np.uint8) if size else np.zeros(0, np.uint8)

@@ -264,11 +264,11 @@ def bench_overhead(config: dict, rounds: int) -> dict[str, Timed]:
     model = Arm.build("fm", Model, ModelArgs, config).model
     tokens = mx.random.randint(0, VOCAB_SIZE, (1, PREFILL_STEP))
     cache = prefill(model, tokens)
-    states = [c[0] for c in cache]
+    carried = [list(c.cache) for c in cache]
 
     def blocks() -> None:
-        for layer_cache, state in zip(cache, states, strict=True):
-            layer_cache[0] = state
+        for layer_cache, entries in zip(cache, carried, strict=True):
+            layer_cache.cache = list(entries)
         mx.eval(model.model(tokens, cache), [c.state for c in cache])
 
     runs = {

@@ -75,8 +75,7 @@ def load_args(path_or_repo: str | Path | None = None) -> ModelArgs:
         FileNotFoundError, ValueError: as `load` for the folder and its config.
     """
     folder = _find(path_or_repo, None)
-    _check_config(folder, None, trust_remote_code=False)
-    return ModelArgs.from_dict(_read_object(folder / "config.json"))
+    return _check_config(folder, None, trust_remote_code=False)
 
 
 def load_state(path: str | Path) -> tuple[list[Any], dict[str, str]]:
@@ -150,13 +149,18 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_config(folder: Path, overrides: dict[str, Any] | None, trust_remote_code: bool) -> None:
-    """Raise on a config that this package's model cannot be built from."""
+def _check_config(
+    folder: Path, overrides: dict[str, Any] | None, trust_remote_code: bool
+) -> ModelArgs | None:
+    """Raise on a config that this package's model cannot be built from; else its arguments.
+
+    None if the checkpoint's own code decides what the config may hold.
+    """
     path = folder / "config.json"
     config = _read_object(path) | (overrides or {})
     if config.get("model_file") is not None:
         if trust_remote_code:
-            return  # the checkpoint's own code decides what the config may hold
+            return None
         raise ValueError(
             f"{path} asks to run the checkpoint's own code ({config['model_file']!r}); that takes "
             "trust_remote_code, or model_config={'model_file': None} for this package's class"
@@ -168,7 +172,7 @@ def _check_config(folder: Path, overrides: dict[str, Any] | None, trust_remote_c
             "(mlx-lm's own commands run other models)"
         )
     try:
-        ModelArgs.from_dict(config)
+        args = ModelArgs.from_dict(config)
     except ValueError as error:
         raise ValueError(f"{path}: {_brief(error)}") from error
     quantization = config.get("quantization")
@@ -179,6 +183,7 @@ def _check_config(folder: Path, overrides: dict[str, Any] | None, trust_remote_c
             f"{path}: quantization is {quantization!r}; "
             "allowed is an object with group_size and bits"
         )
+    return args
 
 
 def _add_adapters(model: Model, folder: Path) -> None:

@@ -16,6 +16,7 @@ from fm_mlx.metal_kernels import cost
 from fm_mlx.metal_kernels.cost import Cost
 from fm_mlx.model import ModelArgs
 from fm_mlx.ops.chunk_map import MAX_CHUNK
+from fm_mlx.tables import aligned
 
 # The paper's model of a billion parameters (arXiv:2511.00315): 16 layers, hidden = d = 2048,
 # m = 64, k = 8. The widths of its SwiGLU and vocabulary are ours, to reach the billion.
@@ -117,7 +118,7 @@ class Plan:
         chunks = -(-tokens // MAX_CHUNK)
         rows, width = args.num_memory_states, args.memory_size
         scan = cost.chunk_scan(chunks, MAX_CHUNK, rows) + cost.state_pass(1, chunks, rows, width)
-        products = 2 * tokens * (6 * rows * width // 2 + 2 * MAX_CHUNK * width)
+        products = tokens * (6 * rows * width + 4 * MAX_CHUNK * width)
         flops = 2 * tokens * (self.block_weights + self.precise)
         layers = Cost(0, 0, products) + scan
         return Cost(weights * pieces, weights * pieces, flops) + layers * args.num_hidden_layers
@@ -168,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
     plans = [Plan(model, batch, args.dtype) for batch in args.batch_size]
     print("\n".join(_needs(plans, args.memory)))
     print()
-    print(_table(_bounds(plans, chips, args.context)))
+    print("\n".join(aligned(_bounds(plans, chips, args.context))))
     print()
     print(
         "Bounds in tokens/s: bytes over bandwidth and, for chips with *, operations over float32\n"
@@ -213,14 +214,3 @@ def _bounds(plans: list[Plan], chips: tuple[Chip, ...], context: int) -> list[li
         row.append(f"{prefill:,.0f}" if chip.teraflops else "-")
         rows.append(row)
     return rows
-
-
-def _table(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )

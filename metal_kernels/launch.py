@@ -126,7 +126,12 @@ class MetalKernel:
         self.inputs = inputs
         self.outputs = outputs
         self.body = body
-        self.header = metal_source(f"{file or name}.metal")
+        self._file = file or name
+
+    @cached_property
+    def header(self) -> str:
+        """The text of the Metal file."""
+        return metal_source(f"{self._file}.metal")
 
     def __call__(self, **launch: Any) -> list[mx.array]:
         """Launch it, with the arguments of a kernel of `mx.fast.metal_kernel`."""

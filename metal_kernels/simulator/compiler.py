@@ -51,15 +51,14 @@ class Compiler:
     def is_zig(self) -> bool:
         return "ziglang" in self.command
 
-    def run(self, arguments: Sequence[str | Path], what: str, source: str | None = None) -> str:
+    def run(self, arguments: Sequence[str | Path], what: str) -> str:
         """Run it; what it writes to the standard error.
 
         Raises:
             CompileError: if it fails.
         """
-        done = subprocess.run(
-            [*self.command, *map(str, arguments)], capture_output=True, text=True, input=source
-        )
+        command = [*self.command, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise CompileError(f"{what} does not compile:\n{_readable(done.stderr)}")
         return done.stderr

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from fm_mlx.tables import aligned
 
 
 @dataclass(frozen=True)
@@ -133,17 +134,4 @@ class Report:
             )
             for name, buffer in self.buffers.items()
         ]
-        return "\n".join(lines + _table(rows))
-
-
-def _table(rows: Iterable[tuple]) -> list[str]:
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  "
-        + "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    ]
+        return "\n".join([*lines, *(f"  {line}" for line in aligned(rows, left=2))])

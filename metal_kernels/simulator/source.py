@@ -41,7 +41,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class KernelSource:
-    """A whole Metal source with one kernel function, in the parts that are compiled.
+    """A whole Metal source in the parts that are compiled, around its kernel function.
 
     Attributes:
         name: of the kernel function.
@@ -68,30 +68,24 @@ def generated_source(make: dict[str, Any], call: dict[str, Any]) -> str:
 
     Args:
         make: arguments of `mx.fast.metal_kernel`.
-        call: arguments of the kernel it gives.
+        call: arguments of the kernel it gives; the inputs are MLX arrays.
 
     Raises:
         ValueError: what MLX raises for arguments that do not fit.
     """
     kernel = _mlx_metal_kernel(**make)
-    scalars = [not isinstance(x, mx.array) for x in call["inputs"]]
-    arrays = [x for x, scalar in zip(call["inputs"], scalars, strict=True) if not scalar]
 
-    def run(*traced):
-        rest = iter(traced)
-        inputs = [
-            x if scalar else next(rest) for x, scalar in zip(call["inputs"], scalars, strict=True)
-        ]
-        return kernel(**{**call, "inputs": inputs, "verbose": False, "stream": mx.gpu})
+    def run(*inputs):
+        return kernel(**{**call, "inputs": inputs})
 
     records: list[dict] = []
-    mx.export_function(records.append, run, *arrays)
+    mx.export_function(records.append, run, *call["inputs"])
     (record,) = (r for r in records if r.get("name") == "CustomKernel")
     return record["arguments"][1]
 
 
 def read_source(text: str) -> KernelSource:
-    """The parts of a Metal source with exactly one kernel function.
+    """The parts of a Metal source around its last kernel function.
 
     Raises:
         ValueError: if there is no kernel function.

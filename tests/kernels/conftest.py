@@ -27,6 +27,8 @@ def schedule(request: pytest.FixtureRequest):
         pytest.skip("MLX has no Metal back-end here: the kernel is not run on hardware")
     else:
         mx.set_default_device(mx.gpu)
-        with launch.using("metal"):
-            yield
-        mx.set_default_device(mx.cpu)
+        try:
+            with launch.using("metal"):
+                yield
+        finally:
+            mx.set_default_device(mx.cpu)

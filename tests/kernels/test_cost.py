@@ -9,9 +9,6 @@ from checks import rounded
 
 from fm_mlx.metal_kernels import cost, kernels
 
-# What a kernel reads beside its arrays: shapes and scalars, at most this much.
-METADATA = 4096
-
 # bytes are counted in sectors of 32: parts of a sector, and rows of G that share one.
 SECTORS = 0.06
 

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import argparse
 import gc
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -28,6 +25,7 @@ from tqdm import tqdm
 
 from fm_mlx.model import MODEL_TYPE, Model, ModelArgs
 from fm_mlx.ops.chunk_map import MAX_CHUNK
+from fm_mlx.timing import decode, device_line, seconds_of
 
 VOCAB_SIZE = 2048
 PREFILL_STEP = 512
@@ -149,28 +147,6 @@ def prefill(model: nn.Module, tokens: mx.array) -> list:
     return cache
 
 
-def seconds_of(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def decode(model: nn.Module, cache: list) -> float:
-    """Median seconds of a greedy token, evaluated one step ahead as in mlx-lm."""
-    token = mx.array([[1]])
-    marks = []
-    previous = None
-    for _ in range(DECODED_TOKENS):
-        token = model(token, cache=cache)[:, -1].argmax(axis=-1, keepdims=True)
-        mx.async_eval(token, [c.state for c in cache])
-        if previous is not None:
-            mx.eval(previous)
-        previous = token
-        marks.append(time.perf_counter())
-    mx.eval(token)
-    return statistics.median(b - a for a, b in pairwise(marks[2:]))
-
-
 def bench_prefill(arms: list[Arm], context: int, rounds: int) -> dict[str, Timed]:
     tokens = mx.random.randint(0, VOCAB_SIZE, (1, context))
     mx.eval(tokens)
@@ -186,7 +162,7 @@ def bench_decode(arms: list[Arm], context: int, rounds: int) -> dict[str, Timed]
         arm.name: tree_bytes(arm.model.parameters()) + sum(c.nbytes for c in caches[arm.name])
         for arm in arms
     }
-    runs = {arm.name: partial(decode, arm.model, caches[arm.name]) for arm in arms}
+    runs = {arm.name: partial(decode, arm.model, caches[arm.name], DECODED_TOKENS) for arm in arms}
     return in_turns(runs, own, rounds)
 
 
@@ -280,18 +256,6 @@ def bench_overhead(config: dict, rounds: int) -> dict[str, Timed]:
     return in_turns(runs, dict.fromkeys(runs, 0), rounds)
 
 
-def processor() -> str:
-    """Name of the CPU, as the operating system gives it."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--contexts", type=int, nargs="+", default=[512, 2048, 8192], metavar="T",
@@ -357,9 +321,8 @@ def run(args: argparse.Namespace) -> int:
         progress.update()
     progress.close()
 
-    device = mx.device_info().get("device_name", "") if mx.metal.is_available() else processor()
     sizes = ", ".join(f"{arm.name} {arm.parameters:,}" for arm in arms)
-    print(f"{device}, {mx.default_device()}, MLX {mx.__version__}, {platform.system()}; float32")
+    print(f"{device_line()}; float32")
     print(f"parameters: {sizes}; hidden 256, vocabulary {VOCAB_SIZE};")
     print(f"{args.llama_heads} attention heads; batch 1 ({TRAINING_BATCH} in training);")
     print(f"prompts read in pieces of {PREFILL_STEP}; medians of {args.rounds} rounds.")

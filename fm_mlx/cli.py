@@ -19,6 +19,8 @@ from fm_mlx.allocator import keep_freed_memory
 COMMANDS = {
     "generate": ("go on writing from a prompt of any length", "fm_mlx.cli_generate"),
     "plan": ("say what a model needs and how fast Apple's chips could be", "fm_mlx.plan"),
+    "doctor": ("check the Metal kernels on this machine, and time them", "fm_mlx.doctor"),
+    "profile": ("say where the time of a model goes, part by part", "fm_mlx.profile"),
     "bench": ("time the model beside a llama and a mamba2 of its size", "fm_mlx.bench"),
 }
 

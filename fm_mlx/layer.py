@@ -73,35 +73,43 @@ class FactorizationMemory(nn.Module):
             cache: holds the state to start from, and then the last one (`fm_mlx.memory`);
                 without a cache the memory starts empty.
         """
-        values, routing = self.in_proj(x), self.router(x)
-        length = x.shape[1]
-        if length == 1 and memory.is_buffered(cache) and cache[0] is not None:
-            y = self._on_active_rows(values, routing, mask, cache)
+        weights = self.route(x, cache)
+        return self.out_proj(self.remember(weights, self.in_proj(x), mask, cache))
+
+    def route(self, x: mx.array, cache: ArraysCache | None = None) -> tuple[mx.array, ...]:
+        """Which rows the tokens x (B, T, hidden) touch, and how strongly.
+
+        Returns:
+            indices, theta and phi (B, 1, k) of the active rows (`ops.route`) if one token meets
+            a cache of two buffers; else theta and phi (B, T, m) (`ops.route_dense`).
+        """
+        routing = self.router(x)
+        if x.shape[1] == 1 and memory.is_buffered(cache) and cache[0] is not None:
+            return ops.route(routing, self.num_active_states, self.affinity_temperature)
+        return ops.route_dense(routing, self.num_active_states, self.affinity_temperature)
+
+    def remember(
+        self,
+        weights: tuple[mx.array, ...],
+        values: mx.array,
+        mask: mx.array | None = None,
+        cache: ArraysCache | None = None,
+    ) -> mx.array:
+        """Write the values (B, T, d) by the weights of `route`, and read: y (B, T, d)."""
+        if len(weights) == 3:
+            y = memory.step(cache, *weights, values, mask, self.eps)
         else:
-            y = self._on_all_rows(values, routing, mask, cache)
+            y = self._on_all_rows(*weights, values, mask, cache)
         if cache is not None:
-            cache.advance(length)
-        return self.out_proj(y)
+            cache.advance(values.shape[1])
+        return y
 
-    def _on_active_rows(self, values, routing, mask, cache):
-        """One token on the k rows that it touches; y (B, 1, d)."""
-        weights = ops.route(routing[:, 0], self.num_active_states, self.affinity_temperature)
-        mask = None if mask is None else mask[:, 0]
-        return memory.step(cache, *weights, values[:, 0], mask, self.eps)[:, None]
-
-    def _on_all_rows(self, values, routing, mask, cache):
-        """One token or many on the whole state; y (B, T, d)."""
-        theta, phi = ops.route_dense(routing, self.num_active_states, self.affinity_temperature)
+    def _on_all_rows(self, theta, phi, values, mask, cache):
         state = None if cache is None else memory.state_of(cache)
         if state is None:
             state = mx.zeros((len(values), theta.shape[-1], self.memory_size), mx.float32)
-        if values.shape[1] == 1:
-            mask = None if mask is None else mask[:, 0]
-            token = theta[:, 0], phi[:, 0], values[:, 0]
-            y, state = ops.memory_step(*token, state, mask, eps=self.eps)
-            y = y[:, None]
-        else:
-            y, state = ops.memory_scan(theta, phi, values, state, mask, eps=self.eps)
+        recurrence = ops.memory_step if values.shape[1] == 1 else ops.memory_scan
+        y, state = recurrence(theta, phi, values, state, mask, eps=self.eps)
         if cache is not None:
             memory.set_state(cache, state, self.num_active_states)
         return y

@@ -4,8 +4,9 @@ A step changes k of m rows, but a functional update copies all m, unless nobody 
 the array; and while tokens are computed one ahead, the step before still does. So a large
 memory is kept twice. Each step takes the buffer that the step before did not read, writes
 the rows of the last two steps into it, in place, and reads its k rows there. What it
-changes waits for the next two steps. A cache that is held elsewhere (a snapshot, a branch)
-keeps its arrays: the next write to each buffer copies, once.
+changes waits for the next two steps. An evaluation that waits in a queue holds what it was
+given: evaluate tokens ahead, not the cache's arrays. A cache that is held elsewhere (a
+snapshot, a branch) keeps its arrays: the next write to each buffer copies, once.
 
 All entries of the cache are arrays with the batch first, as mlx-lm's batches want them.
 """
@@ -19,13 +20,14 @@ from fm_mlx import ops
 
 # Entries of a double-buffered cache. AHEAD is written and read by the next step and lacks
 # the rows of the last two; BEHIND was read by the last step and lacks that one's rows.
-AHEAD, BEHIND, OLDER_INDICES, OLDER_ROWS, NEWER_INDICES, NEWER_ROWS = range(6)
+# The rows that wait to be written stand beside the columns of `ops.columns`.
+AHEAD, BEHIND, OLDER_COLUMNS, OLDER_ROWS, NEWER_COLUMNS, NEWER_ROWS = range(6)
 _ENTRIES = 6
 
-# Numbers of a state beyond which the two buffers pay. Measured on the CPU backend, d = 256,
-# k = 8, steps by themselves: 34 us for the dense form and 42 us for this one at m = 64, 86
-# and 43 at m = 256, 1600 and 41 at m = 4096.
-_LARGEST_DENSE = 24_576
+# Numbers of a state beyond which the two buffers pay. Measured within a model on the CPU
+# backend, d = 256, k = 8: the dense form adds 54, 74 and 87 us to a layer's token at m = 128,
+# 192 and 256, this one 61 at any m.
+_LARGEST_DENSE = 40_000
 
 
 def cache_entries(num_rows: int, num_active: int, width: int) -> int:
@@ -43,7 +45,7 @@ def state_of(cache: ArraysCache) -> mx.array | None:
     """The whole state (B, m, d) float32; None if nothing was read yet."""
     if not is_buffered(cache) or cache[BEHIND] is None:
         return cache[0]
-    return ops.written(cache[BEHIND], (cache[NEWER_INDICES], cache[NEWER_ROWS]))
+    return ops.written(cache[BEHIND], (cache[NEWER_COLUMNS], cache[NEWER_ROWS]))
 
 
 def set_state(cache: ArraysCache, state: mx.array, num_active: int) -> None:
@@ -51,9 +53,10 @@ def set_state(cache: ArraysCache, state: mx.array, num_active: int) -> None:
     cache[0] = state
     if is_buffered(cache):
         # rows that wait to be written must be there: these are written already
-        indices = mx.broadcast_to(mx.arange(num_active, dtype=mx.int32), (len(state), num_active))
-        rows = mx.contiguous(state[:, :num_active])
-        cache.cache = [state, state, indices, rows, indices, rows]
+        indices = mx.arange(num_active, dtype=mx.int32)
+        indices = mx.broadcast_to(indices, (len(state), 1, num_active))
+        write = ops.columns(indices, state), mx.contiguous(state[:, :num_active])
+        cache.cache = [state, state, *write, *write]
 
 
 def step(
@@ -61,25 +64,25 @@ def step(
     indices: mx.array,
     theta: mx.array,
     phi: mx.array,
-    value: mx.array,
+    values: mx.array,
     mask: mx.array | None,
     eps: float,
 ) -> mx.array:
-    """One token on a double-buffered cache that is not empty; y (B, d).
+    """One token on a double-buffered cache that is not empty; y (B, 1, d).
 
     Args:
         cache: updated.
-        indices, theta, phi: (B, k), of `ops.route`.
-        value: (B, d).
-        mask: (B,) bool or None.
+        indices, theta, phi: (B, 1, k), of `ops.route`.
+        values: (B, 1, d).
+        mask: (B, 1) bool or None.
         eps: added to the mean square of a row.
     """
     ahead, behind, *waiting = cache.cache
     # the graph must hold the only reference to the buffer that it writes
     cache.cache = []
     writes = list(zip(waiting[::2], waiting[1::2], strict=True))
-    state, rows, y = ops.buffered_memory_step(
-        writes, indices, theta, phi, value, ahead, mask, eps=eps
+    state, write, y = ops.buffered_memory_step(
+        writes, indices, theta, phi, values, ahead, mask, eps=eps
     )
-    cache.cache = [behind, state, *waiting[2:], indices, rows]
+    cache.cache = [behind, state, *waiting[2:], *write]
     return y

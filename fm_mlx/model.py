@@ -99,10 +99,13 @@ def _is_number(value: object) -> bool:
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMS norm whose float32 weight does not widen the activations."""
+    """RMS norm with a float32 weight, in one launch with the sum that it norms."""
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return super().__call__(x).astype(x.dtype)
+    def __call__(self, x: mx.array, update: mx.array | None = None) -> tuple[mx.array, mx.array]:
+        """x + update and its norm, both in the dtype of x; no update is one of zeros."""
+        if update is None:
+            return x, super().__call__(x).astype(x.dtype)
+        return ops.add_rms_norm(x, update, self.weight, self.eps)
 
 
 class MLP(nn.Module):
@@ -117,7 +120,11 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + FM(norm(x)), then x + SwiGLU(norm(x))."""
+    """x + FM(norm(x)), then x + SwiGLU(norm(x)).
+
+    The last sum is left to the next norm, which reads it anyway: what goes from block to
+    block is (x, update), whose sum is the residual stream.
+    """
 
     def __init__(self, args: ModelArgs):
         super().__init__()
@@ -134,10 +141,15 @@ class Block(nn.Module):
         self.mlp = MLP(args)
 
     def __call__(
-        self, x: mx.array, mask: mx.array | None = None, cache: ArraysCache | None = None
-    ) -> mx.array:
-        x = x + self.memory(self.memory_norm(x), mask, cache)
-        return x + self.mlp(self.mlp_norm(x))
+        self,
+        x: mx.array,
+        update: mx.array | None = None,
+        mask: mx.array | None = None,
+        cache: ArraysCache | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        x, normed = self.memory_norm(x, update)
+        x, normed = self.mlp_norm(x, self.memory(normed, mask, cache))
+        return x, self.mlp(normed)
 
 
 class Backbone(nn.Module):
@@ -159,9 +171,10 @@ class Backbone(nn.Module):
         if cache is None:
             cache = [None] * len(self.layers)
         mask = create_ssm_mask(x, cache[0])
+        update = None
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x = layer(x, mask, layer_cache)
-        return self.norm(x)
+            x, update = layer(x, update, mask, layer_cache)
+        return self.norm(x, update)[1]
 
 
 class Model(nn.Module):
@@ -188,7 +201,10 @@ class Model(nn.Module):
             cache: of `make_cache`; read and updated.
             input_embeddings: (B, T, hidden), used instead of the embedded ids.
         """
-        x = self.model(inputs, cache, input_embeddings)
+        return self.logits(self.model(inputs, cache, input_embeddings))
+
+    def logits(self, x: mx.array) -> mx.array:
+        """The head: (..., hidden) after the last norm -> (..., vocab)."""
         if self.args.tie_word_embeddings:
             return self.model.embed_tokens.as_linear(x)
         return self.lm_head(x)

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from fm_mlx.chips import Chip, find_chips
 from fm_mlx.cli_types import number, whole
 from fm_mlx.loading import load_args
-from fm_mlx.metal_kernels import cost
 from fm_mlx.metal_kernels.cost import Cost
 from fm_mlx.model import ModelArgs
-from fm_mlx.ops.chunk_map import MAX_CHUNK
 from fm_mlx.tables import aligned
+from fm_mlx.work import scan_work, update_work
 
 # The paper's model of a billion parameters (arXiv:2511.00315): 16 layers, hidden = d = 2048,
 # m = 64, k = 8. The widths of its SwiGLU and vocabulary are ours, to reach the billion.
@@ -100,14 +99,7 @@ class Plan:
         args, batch = self.args, self.batch
         weights = self._weight_bytes(self.block_weights + self.head_weights)
         flops = 2 * batch * (self.block_weights + self.head_weights + self.precise)
-        if sparse:
-            update = cost.sparse_update(batch, args.num_active_states, args.memory_size)
-            # written back into the state: k rows read from the update, k rows written
-            back = 2 * batch * args.num_active_states * args.memory_size * _FLOAT
-            memory = update + Cost(back, back, 0)
-        else:
-            numbers = batch * args.num_memory_states * args.memory_size
-            memory = Cost(2 * numbers * _FLOAT, 2 * numbers * _FLOAT, 7 * numbers)
+        memory = update_work(args, batch, sparse=sparse)
         return Cost(weights, weights, flops) + memory * args.num_hidden_layers
 
     def prefill(self, tokens: int) -> Cost:
@@ -115,13 +107,9 @@ class Plan:
         args = self.args
         pieces = -(-tokens // PREFILL_STEP)
         weights = self._weight_bytes(self.block_weights)
-        chunks = -(-tokens // MAX_CHUNK)
-        rows, width = args.num_memory_states, args.memory_size
-        scan = cost.chunk_scan(chunks, MAX_CHUNK, rows) + cost.state_pass(1, chunks, rows, width)
-        products = tokens * (6 * rows * width + 4 * MAX_CHUNK * width)
         flops = 2 * tokens * (self.block_weights + self.precise)
-        layers = Cost(0, 0, products) + scan
-        return Cost(weights * pieces, weights * pieces, flops) + layers * args.num_hidden_layers
+        scans = scan_work(args, tokens) * args.num_hidden_layers
+        return Cost(weights * pieces, weights * pieces, flops) + scans
 
 
 def seconds(work: Cost, chip: Chip) -> float:

@@ -13,7 +13,7 @@ from fm_mlx.metal_kernels.kernels import (
     LANES,
     SCAN_GROUPS,
     SCAN_VJP_GROUPS,
-    update_threads,
+    column_threads,
 )
 
 _FLOAT = 4  # bytes of theta, phi, norms and state
@@ -79,13 +79,24 @@ def sparse_update(batch: int, num_active: int, width: int, item_size: int = _FLO
     """Of `kernels.sparse_update`; ``item_size`` is that of value and y."""
     rows = 2 * num_active * width * _FLOAT
     scalars = 3 * num_active * _FLOAT
-    simdgroups = update_threads(width) // LANES
+    simdgroups = column_threads(width) // LANES
     least = rows + 2 * width * item_size + scalars
     return Cost(
         batch * (least + (simdgroups - 1) * scalars),
         batch * least,
         batch * num_active * width * 7,
         threadgroup_bytes=8 * LANES * _FLOAT,
+    )
+
+
+def add_rms_norm(tokens: int, hidden: int, item_size: int = _FLOAT) -> Cost:
+    """Of `kernels.add_rms_norm`: every token reads the weight."""
+    numbers = 4 * hidden * item_size
+    return Cost(
+        tokens * (numbers + hidden * _FLOAT),
+        tokens * numbers + hidden * _FLOAT,
+        tokens * hidden * 5,
+        threadgroup_bytes=LANES * _FLOAT,
     )
 
 

@@ -20,8 +20,8 @@ MAX_CHUNK = 32
 SCAN_GROUPS = 4
 SCAN_VJP_GROUPS = 2
 
-# Threads that share the columns of a row in sparse_update.
-_UPDATE_THREADS = 512
+# Most threads that share the columns of a row.
+_MOST_COLUMN_THREADS = 512
 
 ROUTE_SPARSE = MetalKernel(
     "route_sparse",
@@ -122,9 +122,9 @@ SPARSE_UPDATE = _sparse_update_kernel(masked=False)
 SPARSE_UPDATE_MASKED = _sparse_update_kernel(masked=True)
 
 
-def update_threads(width: int) -> int:
-    """Threads of a threadgroup of sparse_update for rows of d numbers."""
-    return min(_UPDATE_THREADS, -(-width // LANES) * LANES)
+def column_threads(width: int) -> int:
+    """Threads of a threadgroup that owns the columns of rows of d numbers."""
+    return min(_MOST_COLUMN_THREADS, -(-width // LANES) * LANES)
 
 
 def sparse_update(
@@ -151,7 +151,7 @@ def sparse_update(
     """
     batch, num_active = indices.shape
     width = value.shape[-1]
-    threads = update_threads(width)
+    threads = column_threads(width)
     inputs = [indices, theta, phi, value, state, float(eps)]
     if mask is None:
         kernel = SPARSE_UPDATE
@@ -166,6 +166,47 @@ def sparse_update(
             threadgroup=(threads, 1, 1),
             output_shapes=[(batch, num_active, width), value.shape],
             output_dtypes=[mx.float32, value.dtype],
+        )
+    )
+
+
+ADD_RMS_NORM = MetalKernel(
+    "add_rms_norm",
+    ["x", "update", "weight", "eps"],
+    ["total", "normed"],
+    """
+    threadgroup float partial[LANES];
+    add_rms_norm<T, columns>(
+        x, update, weight, total, normed, partial, x_shape[1], eps, thread_position_in_grid.y,
+        thread_position_in_threadgroup.x, threads_per_threadgroup.x,
+        simdgroup_index_in_threadgroup, simdgroups_per_threadgroup, thread_index_in_simdgroup);
+    """,
+)
+
+
+def add_rms_norm(
+    x: mx.array, update: mx.array, weight: mx.array, eps: float
+) -> tuple[mx.array, mx.array]:
+    """x + update and its RMS norm; twin: `fm_mlx.ops.norm.add_rms_norm`.
+
+    Args:
+        x, update: (tokens, hidden), of one float dtype.
+        weight: (hidden,) float32.
+        eps: added to the mean square.
+
+    Returns:
+        The sum and its norm, (tokens, hidden) in the dtype of ``x``.
+    """
+    tokens, hidden = x.shape
+    threads = column_threads(hidden)
+    return tuple(
+        ADD_RMS_NORM(
+            inputs=[x, update, weight, float(eps)],
+            template=[("T", x.dtype), ("columns", -(-hidden // threads))],
+            grid=(threads, tokens, 1),
+            threadgroup=(threads, 1, 1),
+            output_shapes=[x.shape, x.shape],
+            output_dtypes=[x.dtype, x.dtype],
         )
     )
 
@@ -322,6 +363,7 @@ ALL = {
         ROUTE_DENSE,
         SPARSE_UPDATE,
         SPARSE_UPDATE_MASKED,
+        ADD_RMS_NORM,
         STATE_PASS,
         CHUNK_SCAN,
         CHUNK_SCAN_VJP,

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from fm_mlx.metal_kernels import verdicts
+from fm_mlx.metal_kernels.sources import metal_source
+
 # The environment variable that forces a backend for the whole process.
 VARIABLE = "FM_MLX_KERNELS"
-
-_SOURCES = Path(__file__).parent
 
 
 class Backend(StrEnum):
@@ -55,9 +54,13 @@ def backend() -> Backend:
     return chosen
 
 
-def runs_kernels() -> bool:
-    """Whether kernels run now, by Metal or simulated, instead of their twins."""
-    return backend() is not Backend.OPS
+def runs(file: str) -> bool:
+    """Whether the kernels of a Metal file run now, by Metal or simulated, not their twins.
+
+    They do not if `fm-mlx doctor` found one of them wrong on this machine.
+    """
+    chosen = backend()
+    return chosen is not Backend.OPS and file not in verdicts.switched_off(chosen)
 
 
 @contextmanager
@@ -89,20 +92,6 @@ def _backend(name: str, where: str) -> Backend:
         raise ValueError(f"{where} is {name!r}; allowed are {allowed}") from None
 
 
-def metal_source(file_name: str) -> str:
-    """The text of one of our Metal files, with our own includes put in, each once."""
-    included: set[str] = set()
-
-    def text(name: str) -> str:
-        if name in included:
-            return ""
-        included.add(name)
-        content = (_SOURCES / name).read_text(encoding="ascii").replace("#pragma once\n", "")
-        return re.sub(r'#include "([\w.]+)"\n', lambda match: text(match[1]), content)
-
-    return text(file_name)
-
-
 class MetalKernel:
     """One kernel, run by Metal or by the simulator.
 
@@ -126,15 +115,17 @@ class MetalKernel:
         self.inputs = inputs
         self.outputs = outputs
         self.body = body
-        self._file = file or name
+        self.file = file or name
+        self.launches = 0
 
     @cached_property
     def header(self) -> str:
         """The text of the Metal file."""
-        return metal_source(f"{self._file}.metal")
+        return metal_source(f"{self.file}.metal")
 
     def __call__(self, **launch: Any) -> list[mx.array]:
         """Launch it, with the arguments of a kernel of `mx.fast.metal_kernel`."""
+        self.launches += 1
         kernel = self.simulated if backend() is Backend.SIMULATOR else self._on_metal
         return kernel(**launch)
 

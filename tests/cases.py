@@ -205,10 +205,11 @@ def steps(code: Code, case: Case, **kwargs) -> tuple[np.ndarray, np.ndarray]:
         state = mx.zeros((theta.shape[0], theta.shape[2], values.shape[2]))
     ys = []
     for t in range(case.length):
-        keep = None if mask is None else mask[:, t]
-        y, state = code.ops.memory_step(theta[:, t], phi[:, t], values[:, t], state, keep, **kwargs)
+        token = [x[:, t : t + 1] for x in (theta, phi, values)]
+        keep = None if mask is None else mask[:, t : t + 1]
+        y, state = code.ops.memory_step(*token, state, keep, **kwargs)
         ys.append(y)
-    return np.array(mx.stack(ys, axis=1)), np.array(state)
+    return np.array(mx.concatenate(ys, axis=1)), np.array(state)
 
 
 def close(got: Any, wanted: Any, tolerance: float, what: str) -> float:

@@ -67,10 +67,10 @@ def sparse_step_is_the_step(code: Code, num_active: int, seed: int = 0) -> float
     case = routed((batch, 1, rows, width), num_active, seed)
     theta, phi, values, state, _ = case.arrays()
     active = np.argsort(-case.theta[:, 0], axis=-1, kind="stable")[:, :num_active]
-    indices = mx.array(active.astype(np.int32))
-    weights = [mx.take_along_axis(x[:, 0], indices, axis=-1) for x in (theta, phi)]
-    got = code.ops.sparse_memory_step(indices, *weights, values[:, 0], state)
-    wanted = code.ops.memory_step(theta[:, 0], phi[:, 0], values[:, 0], state)
+    indices = mx.array(active.astype(np.int32))[:, None]
+    weights = [mx.take_along_axis(x, indices, axis=-1) for x in (theta, phi)]
+    got = code.ops.sparse_memory_step(indices, *weights, values, state)
+    wanted = code.ops.memory_step(theta, phi, values, state)
     for row in range(batch):
         untouched = np.setdiff1d(np.arange(rows), active[row])
         same_bits(np.array(got[1])[row, untouched], case.state[row, untouched], "untouched rows")
@@ -370,9 +370,11 @@ def step_gradient(
     def loss(theta, phi, values, state):
         total = mx.array(0.0)
         for t in range(case.length):
-            keep = None if mask is None else mask[:, t]
-            y, state = code.ops.memory_step(theta[:, t], phi[:, t], values[:, t], state, keep)
-            total = total + (y * wy[:, t]).sum()
+            now = slice(t, t + 1)
+            keep = None if mask is None else mask[:, now]
+            token = theta[:, now], phi[:, now], values[:, now]
+            y, state = code.ops.memory_step(*token, state, keep)
+            total = total + (y * wy[:, now]).sum()
         return total + (state * ws).sum()
 
     return [np.array(g) for g in mx.grad(loss, argnums=(0, 1, 2, 3))(*inputs)]
@@ -471,7 +473,7 @@ def swiglu_is_mlx_lms(code: Code) -> float:
 # ---- Law 7: the memory in its cache, which branches and continues
 
 # m x d beyond what the dense step serves: the model keeps two states that take turns.
-BUFFERED = {"num_memory_states": 260, "memory_size": 128, "num_active_states": 3}
+BUFFERED = {"num_memory_states": 260, "memory_size": 160, "num_active_states": 3}
 
 
 def buffered_decode_is_the_dense(code: Code, length: int = 40, masked: bool = False) -> None:

@@ -194,7 +194,7 @@ MUTANTS = [
         "the step divides by the norm, not by the root mean square",
         lambda code: laws.steps_are_the_loop(code, routed((2, 10, 3, 4), 2)),
         "ops.step",
-        "norm / width + eps",
+        "norm / rows.shape[-1] + eps",
         "norm + eps",
     ),
     Mutant(
@@ -283,7 +283,7 @@ MUTANTS = [
         "the cache is not told how far the batch is",
         laws.model_of_right_padded_rows,
         "layer",
-        "cache.advance(length)",
+        "cache.advance(values.shape[1])",
         "cache.advance(0)",
     ),
     Mutant(
@@ -355,8 +355,8 @@ MUTANTS = [
         "k = m keeps one row fewer",
         laws.dense_is_sparse_with_all_rows,
         "layer",
-        "theta, phi = ops.route_dense(routing, self.num_active_states,",
-        "theta, phi = ops.route_dense(routing, self.num_active_states - 1,",
+        "return ops.route_dense(routing, self.num_active_states,",
+        "return ops.route_dense(routing, self.num_active_states - 1,",
     ),
     Mutant(
         "law 5",
@@ -371,8 +371,8 @@ MUTANTS = [
         "the sparse step adds where it should replace",
         lambda code: laws.sparse_step_is_the_step(code, 2),
         "ops.step",
-        "mx.put_along_axis(state, _columns(indices, state), rows, axis=1)",
-        "state + mx.put_along_axis(mx.zeros_like(state), _columns(indices, state), rows, axis=1)",
+        "mx.put_along_axis(state, own, rows, axis=1)",
+        "state + mx.put_along_axis(mx.zeros_like(state), own, rows, axis=1)",
     ),
     Mutant(
         "law 6",
@@ -467,7 +467,7 @@ MUTANTS = [
         "the rows that wait are not in the whole state",
         laws.buffered_decode_is_the_dense,
         "memory",
-        "return ops.written(cache[BEHIND], (cache[NEWER_INDICES], cache[NEWER_ROWS]))",
+        "return ops.written(cache[BEHIND], (cache[NEWER_COLUMNS], cache[NEWER_ROWS]))",
         "return cache[BEHIND]",
     ),
     Mutant(
@@ -475,16 +475,16 @@ MUTANTS = [
         "one buffer stays behind",
         laws.buffered_decode_is_the_dense,
         "memory",
-        "cache.cache = [behind, state, *waiting[2:], indices, rows]",
-        "cache.cache = [state, behind, *waiting[2:], indices, rows]",
+        "cache.cache = [behind, state, *waiting[2:], *write]",
+        "cache.cache = [state, behind, *waiting[2:], *write]",
     ),
     Mutant(
         "law 8",
         "the cache keeps what was read",
         lambda code: laws.streaming_is_flat(code, 100_000),
         "layer",
-        "cache.advance(length)",
-        "cache.advance(length); cache.history = [*getattr(cache, 'history', []), y]",
+        "cache.advance(values.shape[1])",
+        "cache.advance(values.shape[1]); cache.history = [*getattr(cache, 'history', []), y]",
     ),
     Mutant(
         "law 8",
@@ -531,8 +531,8 @@ MUTANTS = [
         "the state is kept in the dtype of the weights (drift)",
         laws.bf16_decode_does_not_drift,
         "layer",
-        "y, state = ops.memory_step(*token, state, mask, eps=self.eps)",
-        "y, state = ops.memory_step(*token, state, mask, eps=self.eps);"
+        "y, state = recurrence(theta, phi, values, state, mask, eps=self.eps)",
+        "y, state = recurrence(theta, phi, values, state, mask, eps=self.eps);"
         " state = state.astype(values.dtype)",
     ),
     Mutant(

@@ -243,7 +243,8 @@ class TestLaw8NothingGrowsWithTheContext:
         for length in (8, 128):
             theta, phi, values, state, _ = routed((1, length, 3, 4), 2).arrays()
             for t in range(length):
-                y, state = REAL.ops.memory_step(theta[:, t], phi[:, t], values[:, t], state)
+                token = [x[:, t : t + 1] for x in (theta, phi, values)]
+                y, state = REAL.ops.memory_step(*token, state)
             sizes.append(primitives(y, state))
         assert sizes[1] > 8 * sizes[0]
 

@@ -156,12 +156,12 @@ class TestSparseMemoryStep:
     def test_mask(self, garbage):
         """Padding neither writes nor reads, whatever its value is."""
         theta, phi, values, state, _ = routed((2, 1, 6, 4), 6).arrays()
-        indices = mx.array([[4, 1], [0, 5]], dtype=mx.int32)
-        weights = [mx.take_along_axis(x[:, 0], indices, axis=-1) for x in (theta, phi)]
-        wanted = ops.sparse_memory_step(indices, *weights, values[:, 0], state)
-        mask = mx.array([True, False])
-        value = mx.where(mask[:, None], values[:, 0], garbage)
-        y, last = ops.sparse_memory_step(indices, *weights, value, state, mask)
+        indices = mx.array([[[4, 1]], [[0, 5]]], dtype=mx.int32)
+        weights = [mx.take_along_axis(x, indices, axis=-1) for x in (theta, phi)]
+        wanted = ops.sparse_memory_step(indices, *weights, values, state)
+        mask = mx.array([[True], [False]])
+        padded = mx.where(mask[..., None], values, garbage)
+        y, last = ops.sparse_memory_step(indices, *weights, padded, state, mask)
         same_bits(np.array(y[0]), np.array(wanted[0][0]), "y")
         same_bits(np.array(last[0]), np.array(wanted[1][0]), "state")
         assert not np.array(y[1]).any()

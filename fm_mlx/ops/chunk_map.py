@@ -29,7 +29,7 @@ from functools import cache, partial
 import mlx.core as mx
 
 from fm_mlx.metal_kernels import kernels
-from fm_mlx.metal_kernels.launch import runs_kernels
+from fm_mlx.metal_kernels.launch import runs
 from fm_mlx.ops.device import on_cpu
 
 # 1 - theta is kept above this in the factored form: a row that is overwritten keeps a
@@ -60,7 +60,7 @@ def chunk_map(
         width: d, the number of columns of the state.
         eps: added to the mean square of a row.
     """
-    if runs_kernels():
+    if runs("chunk_scan"):
         form = kernel_chunk_map
     else:
         form = factored_chunk_map if on_cpu() else portable_chunk_map
@@ -77,7 +77,9 @@ def kernel_chunk_map(width: int, eps: float):
 
     @form.vjp
     def form_vjp(primals, cotangents, _):
-        return kernels.chunk_scan_vjp(*primals, *cotangents, width, eps)
+        if runs("chunk_scan_vjp"):
+            return kernels.chunk_scan_vjp(*primals, *cotangents, width, eps)
+        return tuple(mx.vjp(portable_chunk_map(width, eps), list(primals), list(cotangents))[1])
 
     return form
 

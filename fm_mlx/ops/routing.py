@@ -7,7 +7,7 @@ from functools import cache
 import mlx.core as mx
 
 from fm_mlx.metal_kernels import kernels
-from fm_mlx.metal_kernels.launch import runs_kernels
+from fm_mlx.metal_kernels.launch import runs
 
 
 def route(
@@ -32,7 +32,7 @@ def route(
         ValueError: if k or tau is out of range.
     """
     _check(routing.shape[-1] - 2, num_active, temperature)
-    if not runs_kernels():
+    if not runs("route"):
         return _route(routing, num_active, temperature)
     form = _kernel_form(kernels.route, _route, num_active, temperature)
     return _over_tokens(form, routing)
@@ -53,7 +53,7 @@ def route_dense(
         ValueError: if k or tau is out of range.
     """
     _check(routing.shape[-1] - 2, num_active, temperature)
-    if not runs_kernels():
+    if not runs("route"):
         return _route_dense(routing, num_active, temperature)
     form = _kernel_form(kernels.route_dense, _route_dense, num_active, temperature)
     return _over_tokens(form, routing)

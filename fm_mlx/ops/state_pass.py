@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from fm_mlx.metal_kernels import kernels
-from fm_mlx.metal_kernels.launch import runs_kernels
+from fm_mlx.metal_kernels.launch import runs
 
 # Chunks that one matrix product carries the state across; more are grouped, and the
 # groups passed over in turn, so the graph grows with log(number of chunks).
@@ -24,7 +24,7 @@ def state_pass(decay: mx.array, increment: mx.array, state: mx.array) -> tuple[m
     Returns:
         H_0 .. H_{N-1} (B, N, m, d) and H_N (B, m, d), float32.
     """
-    if runs_kernels():
+    if runs("state_pass"):
         return kernels.state_pass(decay, increment, state)
     return _pass(decay, increment, state)
 
@@ -35,7 +35,7 @@ def _state_pass_vjp(primals, cotangents, outputs):
     d_starts, d_last = cotangents
     # L_N = dH_N, L_n = dH_n + decay_n L_{n+1}: the same recurrence, from the end.
     # Increment n enters H_{n+1}, so its gradient is L_{n+1}.
-    if runs_kernels():
+    if runs("state_pass"):
         d_increment, first = kernels.state_pass(decay, d_starts, d_last, reverse=True)
     else:
         after, first = _pass(decay[:, ::-1], d_starts[:, ::-1], d_last)

@@ -1,4 +1,4 @@
-"""One token: write, then read."""
+"""One token: write, then read. Shapes are those of `memory_scan` with T = 1."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from functools import cache
 import mlx.core as mx
 
 from fm_mlx.metal_kernels import kernels
-from fm_mlx.metal_kernels.launch import runs_kernels
+from fm_mlx.metal_kernels.launch import runs
 
 
 def memory_step(
     theta: mx.array,
     phi: mx.array,
-    value: mx.array,
+    values: mx.array,
     state: mx.array,
     mask: mx.array | None = None,
     *,
@@ -23,26 +23,25 @@ def memory_step(
     """Write one token to all m rows of the state and read it back.
 
     Args:
-        theta: write weights, (B, m).
-        phi: merge weights, (B, m).
-        value: v, (B, d), any float dtype.
+        theta: write weights, (B, 1, m).
+        phi: merge weights, (B, 1, m).
+        values: v, (B, 1, d), any float dtype.
         state: h, (B, m, d) float32.
-        mask: (B,) bool; where False the state stays and y is 0.
+        mask: (B, 1) bool; where False the state stays and y is 0.
         eps: added to the mean square of a row.
 
     Returns:
-        y (B, d) in the dtype of ``value``, and the new state (B, m, d) float32.
+        y (B, 1, d) in the dtype of ``values``, and the new state (B, m, d) float32.
     """
-    theta, phi, value = _masked(mask, theta, phi, value)
-    state, norm = _write(theta, value, state)
-    return _read(phi, norm, state, eps).astype(value.dtype), state
+    state, y = _compiled_write_and_read(eps)(*_masked(mask, theta, phi, values), state)
+    return y, state
 
 
 def sparse_memory_step(
     indices: mx.array,
     theta: mx.array,
     phi: mx.array,
-    value: mx.array,
+    values: mx.array,
     state: mx.array,
     mask: mx.array | None = None,
     *,
@@ -51,16 +50,16 @@ def sparse_memory_step(
     """`memory_step` on k rows only; the others are neither read nor written.
 
     Args:
-        indices: the rows, (B, k) int32, without repeats.
-        theta: write weights of these rows, (B, k).
-        phi: merge weights of these rows, (B, k).
-        value, state, mask, eps: as in `memory_step`.
+        indices: the rows, (B, 1, k) int32, without repeats.
+        theta: write weights of these rows, (B, 1, k).
+        phi: merge weights of these rows, (B, 1, k).
+        values, state, mask, eps: as in `memory_step`.
 
     Returns:
-        y (B, d) in the dtype of ``value``, and the new state (B, m, d) float32.
+        y (B, 1, d) in the dtype of ``values``, and the new state (B, m, d) float32.
     """
-    rows, y = sparse_update(indices, theta, phi, value, state, mask, eps=eps)
-    return y, written(state, (indices, rows))
+    rows, y = sparse_update(indices, theta, phi, values, state, mask, eps=eps)
+    return y, written(state, (columns(indices, state), rows))
 
 
 def buffered_memory_step(
@@ -68,31 +67,31 @@ def buffered_memory_step(
     indices: mx.array,
     theta: mx.array,
     phi: mx.array,
-    value: mx.array,
+    values: mx.array,
     state: mx.array,
     mask: mx.array | None = None,
     *,
     eps: float = 1e-6,
-) -> tuple[mx.array, mx.array, mx.array]:
+) -> tuple[mx.array, tuple[mx.array, mx.array], mx.array]:
     """`sparse_memory_step` on a state that lacks rows of earlier steps, and will lack this one's.
 
     The rows that are missing are written first, in place if nobody else holds the state;
     what this step changes is given back for later. That leaves one buffer with one reader.
 
     Args:
-        writes: (indices (B, k) int32, rows (B, k, d) float32) of earlier steps, in order.
-        indices, theta, phi, value, state, mask, eps: as in `sparse_memory_step`.
+        writes: of earlier steps, in order, as `written` takes them.
+        indices, theta, phi, values, state, mask, eps: as in `sparse_memory_step`.
 
     Returns:
-        The state with `writes` but not this step, the k rows as this step changes them
-        (B, k, d), and y (B, d) in the dtype of ``value``.
+        The state with `writes` but not this step, this step's own write, and y (B, 1, d) in
+        the dtype of ``values``.
     """
-    if runs_kernels():
+    if runs("sparse_update"):
         state = written(state, *writes)
-        rows, y = sparse_update(indices, theta, phi, value, state, mask, eps=eps)
-        return state, rows, y
-    theta, phi, value = _masked(mask, theta, phi, value)
-    return _compiled_buffered_step(eps)(state, writes, indices, theta, phi, value)
+        rows, y = sparse_update(indices, theta, phi, values, state, mask, eps=eps)
+        return state, (columns(indices, state), rows), y
+    theta, phi, values = _masked(mask, theta, phi, values)
+    return _compiled_buffered_step(eps)(state, writes, indices, theta, phi, values)
 
 
 @cache
@@ -100,25 +99,33 @@ def _compiled_buffered_step(eps: float):
     """As one graph: on the CPU the time of a step is that of building it."""
 
     @mx.compile
-    def step(state, writes, indices, theta, phi, value):
+    def step(state, writes, indices, theta, phi, values):
         state = written(state, *writes)
-        return state, *_sparse_update(indices, theta, phi, value, state, None, eps)
+        own = columns(indices, state)
+        rows, y = _update(own, theta, phi, values, state, eps)
+        return state, (own, rows), y
 
     return step
 
 
 def written(state: mx.array, *writes: tuple[mx.array, mx.array]) -> mx.array:
-    """The state (B, m, d) with rows replaced: (indices (B, k), rows (B, k, d)), in order."""
-    for indices, rows in writes:
-        state = mx.put_along_axis(state, _columns(indices, state), rows, axis=1)
+    """The state (B, m, d) with rows replaced: (`columns` (B, k, d), rows (B, k, d)), in order."""
+    for own, rows in writes:
+        state = mx.put_along_axis(state, own, rows, axis=1)
     return state
+
+
+def columns(indices: mx.array, state: mx.array) -> mx.array:
+    """Indices (B, 1, k) of rows as those of each of their numbers (B, k, d), without a copy."""
+    batch, _, count = indices.shape
+    return mx.broadcast_to(indices.swapaxes(1, 2), (batch, count, state.shape[-1]))
 
 
 def sparse_update(
     indices: mx.array,
     theta: mx.array,
     phi: mx.array,
-    value: mx.array,
+    values: mx.array,
     state: mx.array,
     mask: mx.array | None = None,
     *,
@@ -127,23 +134,21 @@ def sparse_update(
     """`sparse_memory_step` without the write: one launch, whose cost does not feel m.
 
     Args:
-        indices, theta, phi, value, state, mask, eps: as in `sparse_memory_step`.
+        indices, theta, phi, values, state, mask, eps: as in `sparse_memory_step`.
 
     Returns:
-        The k rows as they are to be written (B, k, d) float32, and y (B, d) in the dtype
-        of ``value``.
+        The k rows as they are to be written (B, k, d) float32, and y (B, 1, d) in the dtype
+        of ``values``.
     """
-    if not runs_kernels():
-        return _sparse_update(indices, theta, phi, value, state, mask, eps)
+    if not runs("sparse_update"):
+        return _sparse_update(indices, theta, phi, values, state, mask, eps)
     optional = [] if mask is None else [mask]
-    return _kernel_sparse_update(eps)(indices, theta, phi, value, state, *optional)
+    return _kernel_sparse_update(eps)(indices, theta, phi, values, state, *optional)
 
 
-def _sparse_update(indices, theta, phi, value, state, mask, eps):
-    theta, phi, value = _masked(mask, theta, phi, value)
-    rows = mx.take_along_axis(state, _columns(indices, state), axis=1)
-    rows, norm = _write(theta, value, rows)
-    return rows, _read(phi, norm, rows, eps).astype(value.dtype)
+def _sparse_update(indices, theta, phi, values, state, mask, eps):
+    theta, phi, values = _masked(mask, theta, phi, values)
+    return _update(columns(indices, state), theta, phi, values, state, eps)
 
 
 @cache
@@ -151,49 +156,51 @@ def _kernel_sparse_update(eps: float):
     """The kernel with the gradient of its twin."""
 
     @mx.custom_function
-    def form(indices, theta, phi, value, state, mask=None):
-        return kernels.sparse_update(indices, theta, phi, value, state, mask, eps)
+    def form(indices, theta, phi, values, state, mask=None):
+        token = [x.squeeze(1) for x in (indices, theta, phi, values)]
+        mask = None if mask is None else mask.squeeze(1)
+        rows, y = kernels.sparse_update(*token, state, mask, eps)
+        return rows, y[:, None]
 
     @form.vjp
     def form_vjp(primals, cotangents, _):
-        indices, theta, phi, value, state, *optional = primals
+        indices, theta, phi, values, state, *optional = primals
         mask = optional[0] if optional else None
 
-        def twin(theta, phi, value, state):
-            return _sparse_update(indices, theta, phi, value, state, mask, eps)
+        def twin(theta, phi, values, state):
+            return _sparse_update(indices, theta, phi, values, state, mask, eps)
 
-        smooth = mx.vjp(twin, [theta, phi, value, state], list(cotangents))[1]
+        smooth = mx.vjp(twin, [theta, phi, values, state], list(cotangents))[1]
         return mx.zeros_like(indices), *smooth, *(mx.zeros_like(x) for x in optional)
 
     return form
 
 
-def _columns(indices: mx.array, state: mx.array) -> mx.array:
-    """(B, k) rows as (B, k, d), which take_along_axis and put_along_axis want."""
-    return mx.broadcast_to(indices[..., None], (*indices.shape, state.shape[-1]))
-
-
 def _masked(mask, *arrays):
-    """(B, n) arrays with 0 where the mask is False, whatever stands there."""
+    """(B, 1, n) arrays with 0 where the mask is False, whatever stands there."""
     if mask is None:
         return arrays
-    return [mx.where(mask[:, None], array, 0) for array in arrays]
+    return [mx.where(mask[..., None], array, 0) for array in arrays]
 
 
-@mx.compile
-def _write(theta, value, rows):
-    """The written rows, and their squared norms (B, rows)."""
-    theta = theta[..., None]
-    rows = (1 - theta) * rows + theta * value.astype(mx.float32)[:, None]
-    return rows, rows.square().sum(axis=-1)
+@cache
+def _compiled_write_and_read(eps: float):
+    @mx.compile
+    def form(theta, phi, values, rows):
+        return _write_and_read(theta, phi, values, rows, eps)
+
+    return form
 
 
-@mx.compile
-def _query(phi, norm, width, eps):
-    return phi * mx.rsqrt(norm / width + eps)
+def _update(own, theta, phi, values, state, eps):
+    rows = mx.take_along_axis(state, own, axis=1)
+    return _write_and_read(theta, phi, values, rows, eps)
 
 
-def _read(phi, norm, rows, eps):
-    """sum_i phi[i] h[i] / rms(h[i]), (B, d)."""
-    query = _query(phi, norm, rows.shape[-1], eps)
-    return (query[:, None] @ rows).squeeze(1)
+def _write_and_read(theta, phi, values, rows, eps):
+    """The rows (B, n, d) as written, and y (B, 1, d) = sum_i phi[i] h[i] / rms(h[i])."""
+    theta = theta.swapaxes(1, 2)
+    rows = (1 - theta) * rows + theta * values.astype(mx.float32)
+    norm = rows.square().sum(axis=-1)[:, None]
+    query = phi * mx.rsqrt(norm / rows.shape[-1] + eps)
+    return rows, (query @ rows).astype(values.dtype)

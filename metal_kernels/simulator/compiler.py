@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from fm_mlx.metal_kernels.simulator.cache import cached, digest, text_file
+from fm_mlx.metal_kernels.disk_cache import cached, digest, text_file
 from fm_mlx.metal_kernels.simulator.instrument import (
     Variable,
     instrument,

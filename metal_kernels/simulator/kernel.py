@@ -14,7 +14,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from fm_mlx.metal_kernels.simulator import cache, runtime
+from fm_mlx.metal_kernels import disk_cache
+from fm_mlx.metal_kernels.simulator import runtime
 from fm_mlx.metal_kernels.simulator.arrays import as_mlx, filled, from_bytes, host_array
 from fm_mlx.metal_kernels.simulator.compiler import Library, find_compiler, kernel_library
 from fm_mlx.metal_kernels.simulator.lint import NOT_METAL, lint
@@ -157,7 +158,7 @@ class Kernel:
             )
         math_mode = (self.definition["compile_options"] or {}).get("math_mode", "safe")
         source, library = _built(
-            text, self.definition["name"], math_mode == "fast", find_compiler(), cache.folder()
+            text, self.definition["name"], math_mode == "fast", find_compiler(), disk_cache.folder()
         )
         launch = _Launch(self.definition, source, library, arrays, output_shapes, output_dtypes)
         with _lock:

@@ -109,6 +109,20 @@ def sparse_update(
     )
 
 
+def add_rms_norm(tokens: int, hidden: int, dtype: mx.Dtype = mx.float32, seed: int = 0) -> float:
+    """The kernel add_rms_norm, on rows of small numbers too, where eps counts."""
+    rng = np.random.default_rng(seed)
+    scale = np.where(np.arange(tokens) % 2, 1e-3, 1)[:, None]
+    x, update = (rounded(rng.normal(size=(tokens, hidden)) * scale, dtype) for _ in range(2))
+    weight = rng.uniform(0.5, 2, size=hidden).astype(np.float32)
+    total, normed = kernels.add_rms_norm(x, update, mx.array(weight), EPS)
+    assert (total.dtype, normed.dtype) == (dtype, dtype)
+    same_bits(plain(total), plain(x + update), "total")
+    wanted = oracles.add_rms_norm(plain(total), weight)
+    # the last rounding is relative to the number itself
+    return relative(plain(normed), wanted, ROUNDING[dtype], "normed")
+
+
 def state_pass(shape: tuple[int, int, int, int], reverse: bool = False, seed: int = 0) -> float:
     """The kernel state_pass on (B, N, m, d)."""
     batch, _, rows, width = shape

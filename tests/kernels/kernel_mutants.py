@@ -75,6 +75,15 @@ def route() -> None:
         checks.route(rounded(checks.logits_with_ties(3, 70), mx.float32), num_active)
 
 
+def norm() -> None:
+    checks.add_rms_norm(2, 1030)
+
+
+def norm_bf16() -> None:
+    """Half a unit of the last place is allowed: a whole one has to come up."""
+    checks.add_rms_norm(4, 1030, mx.bfloat16)
+
+
 def route_large_logits() -> None:
     checks.route(rounded(checks.logits_with_ties(3, 70) * 100, mx.float32), 3)
 
@@ -270,6 +279,63 @@ MUTANTS = [
         wide_update,
         "const int column = thread_index + c * threads;\n    new_value",
         "const int column = thread_index;\n    new_value",
+    ),
+    # ---- add_rms_norm
+    Mutant(
+        "add_rms_norm",
+        "dropped barrier",
+        norm,
+        "metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);",
+        "",
+    ),
+    Mutant(
+        "add_rms_norm",
+        "off-by-one tail: the column past the last one is read",
+        norm,
+        "if (column < hidden) {\n      //",
+        "if (column <= hidden) {\n      //",
+    ),
+    Mutant(
+        "add_rms_norm",
+        "off-by-one tail: the last column is not written",
+        norm,
+        "if (column < hidden) {\n      normed",
+        "if (column < hidden - 1) {\n      normed",
+    ),
+    Mutant(
+        "add_rms_norm",
+        "the norm of x without the update",
+        norm,
+        "sum[c] = float(rounded);",
+        "sum[c] = float(x[column]);",
+    ),
+    Mutant(
+        "add_rms_norm",
+        "the norm of a sum that was not rounded",
+        norm_bf16,
+        "sum[c] = float(rounded);",
+        "sum[c] = float(x[column]) + float(update[column]);",
+    ),
+    Mutant(
+        "add_rms_norm",
+        "eps is forgotten",
+        norm,
+        "float(hidden) + eps",
+        "float(hidden)",
+    ),
+    Mutant(
+        "add_rms_norm",
+        "weight is forgotten",
+        norm,
+        "inverse_rms * weight[column]",
+        "inverse_rms",
+    ),
+    Mutant(
+        "add_rms_norm",
+        "every thread's second column is its first",
+        norm,
+        "const int column = thread_index + c * threads;\n    if (column < hidden) {\n      //",
+        "const int column = thread_index;\n    if (column < hidden) {\n      //",
     ),
     # ---- state_pass
     Mutant(

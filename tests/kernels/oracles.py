@@ -36,6 +36,11 @@ def sparse_update(
     return np.stack(rows), np.stack(ys)
 
 
+def add_rms_norm(total: Array, weight: Array) -> Array:
+    """The norm of a sum (tokens, hidden) as it was rounded."""
+    return double(total) / reference.rms(double(total), EPS) * double(weight)
+
+
 def state_pass(
     decay: Array, increment: Array, state: Array, reverse: bool = False
 ) -> tuple[Array, Array]:

@@ -47,6 +47,12 @@ def test_sparse_update(rows, num_active, width, dtype):
     agrees(kernels.SPARSE_UPDATE, cost.sparse_update(2, num_active, width, dtype.size))
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+def test_add_rms_norm(dtype):
+    checks.add_rms_norm(2, 1024, dtype)
+    agrees(kernels.ADD_RMS_NORM, cost.add_rms_norm(2, 1024, dtype.size))
+
+
 def test_state_pass():
     checks.state_pass((2, 5, 32, 64))
     agrees(kernels.STATE_PASS, cost.state_pass(2, 5, 32, 64))

@@ -9,8 +9,8 @@ from fm_mlx.metal_kernels import kernels
 
 # What each kernel's list must have where the kernel has such a thing to break.
 REQUIRED = {
-    "dropped barrier": {"sparse_update", "chunk_scan", "chunk_scan_vjp"},
-    "off-by-one tail": {"route_dense", "sparse_update", "state_pass", "chunk_scan"},
+    "dropped barrier": {"sparse_update", "add_rms_norm", "chunk_scan", "chunk_scan_vjp"},
+    "off-by-one tail": {"route_dense", "sparse_update", "add_rms_norm", "state_pass", "chunk_scan"},
     "missing mask": {"sparse_update_masked", "chunk_scan", "chunk_scan_vjp"},
     "ties go to the highest index": {"route_sparse"},
     "state written in bf16": {"sparse_update", "state_pass", "chunk_scan"},

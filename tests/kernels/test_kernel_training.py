@@ -37,11 +37,10 @@ def test_gradients_are_those_of_the_ops(shape, num_active, masked, dtype):
 @pytest.mark.parametrize("mask", [None, [True, False]])
 def test_gradients_of_the_sparse_update(mask):
     rng = np.random.default_rng(0)
-    indices = mx.array([[1, 4], [0, 2]], dtype=mx.int32)
-    smooth = [
-        mx.array(rng.uniform(size=s).astype("f")) for s in ((2, 2), (2, 2), (2, 9), (2, 6, 9))
-    ]
-    keep = None if mask is None else mx.array(mask)
+    indices = mx.array([[[1, 4]], [[0, 2]]], dtype=mx.int32)
+    shapes = (2, 1, 2), (2, 1, 2), (2, 1, 9), (2, 6, 9)
+    smooth = [mx.array(rng.uniform(size=shape).astype("f")) for shape in shapes]
+    keep = None if mask is None else mx.array(mask)[:, None]
 
     def loss(theta, phi, value, state):
         y, last = ops.sparse_memory_step(indices, theta, phi, value, state, keep)

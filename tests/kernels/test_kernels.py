@@ -13,6 +13,7 @@ from cases import CANCELLING_TOLERANCE, EXTREMES, SCAN_TOLERANCE, close, extreme
 from checks import rounded
 
 from fm_mlx import ops
+from fm_mlx.metal_kernels import launch
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 CHUNK = 32
@@ -49,6 +50,30 @@ def test_sparse_update(schedule, dtype, rows):
                 mask = next(masks)
                 shape = (batch, rows, width)
                 checks.sparse_update(shape, num_active, dtype, mask and mask[:batch], num_active)
+
+
+@dtypes
+def test_add_rms_norm(schedule, dtype):
+    for tokens, hidden in product((1, 3), (1, 31, 33, 256, 1030)):
+        checks.add_rms_norm(tokens, hidden, dtype)
+
+
+def test_gradient_of_add_rms_norm():
+    """Of every input, by the kernel and by the ops form, from both outputs."""
+    x, update = mx.random.normal((2, 2, 3, 40), key=mx.random.key(0))
+    weight = mx.random.uniform(0.5, 2, (40,), key=mx.random.key(1))
+    cotangents = list(mx.random.normal((2, *x.shape), key=mx.random.key(2)))
+
+    def gradients() -> list[mx.array]:
+        def form(x, update, weight):
+            return ops.add_rms_norm(x, update, weight, 1e-6)
+
+        return mx.vjp(form, [x, update, weight], cotangents)[1]
+
+    by_kernel = gradients()
+    with launch.using("ops"):
+        for got, wanted in zip(by_kernel, gradients(), strict=True):
+            checks.relative(got, np.array(wanted), checks.GRADIENT_TOLERANCE, "gradient")
 
 
 @pytest.mark.parametrize("reverse", [False, True])

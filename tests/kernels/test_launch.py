@@ -9,6 +9,7 @@ from cases import REAL, routed, tiny_model, tokens
 from fm_mlx import ops
 from fm_mlx.metal_kernels import kernels, launch, simulator
 from fm_mlx.metal_kernels.launch import VARIABLE, Backend, backend
+from fm_mlx.metal_kernels.sources import metal_source
 
 
 @pytest.fixture(autouse=True)
@@ -101,15 +102,17 @@ class TestEveryKernelIsUsed:
 
     @pytest.mark.parametrize("mask", [None, [True]])
     def test_sparse_step(self, launched, mask):
-        indices, weight, state = mx.array([[0, 2]], mx.int32), mx.ones((1, 2)), mx.ones((1, 5, 4))
-        keep = None if mask is None else mx.array(mask)
-        ops.sparse_memory_step(indices, weight, weight, mx.ones((1, 4)), state, keep)
+        indices, weight = mx.array([[[0, 2]]], mx.int32), mx.ones((1, 1, 2))
+        values, state = mx.ones((1, 1, 4)), mx.ones((1, 5, 4))
+        keep = None if mask is None else mx.array([mask])
+        ops.sparse_memory_step(indices, weight, weight, values, state, keep)
         assert launched == ["sparse_update" if mask is None else "sparse_update_masked"]
 
     def test_model(self, launched):
-        """Prefill of a two-layer model."""
+        """Prefill of a two-layer model. The first norm has no sum before it."""
         tiny_model(REAL)(tokens((1, 40)))
-        assert launched == ["route_dense", "state_pass", "chunk_scan"] * 2
+        scan = ["route_dense", "state_pass", "chunk_scan", "add_rms_norm"]
+        assert launched == [*scan, "add_rms_norm"] * 2
 
 
 def test_names_tell_the_source_apart():
@@ -123,7 +126,7 @@ def test_names_tell_the_source_apart():
 
 @pytest.mark.parametrize("name", ["chunk_scan", "chunk_scan_vjp", "route", "state_pass"])
 def test_sources_include_each_file_once(name):
-    text = launch.metal_source(f"{name}.metal")
+    text = metal_source(f"{name}.metal")
     assert '#include "' not in text
     assert text.count("constexpr int LANES") <= 1
     assert text.isascii()

@@ -48,6 +48,14 @@ def test_sparse_update_moves_k_rows(num_active, width, dtype):
     assert got <= 1.1 * least
 
 
+def test_add_rms_norm_reads_once_and_writes_once():
+    x, weight = mx.ones((1, 2048)), mx.ones((2048,))
+    kernels.add_rms_norm(x, x * 2, weight, EPS)
+    got, least = sum(moved(kernels.ADD_RMS_NORM).values()), 5 * 2048 * 4
+    print(f"{got} bytes, {got / least:.3f} of the least")
+    assert got <= 1.05 * least
+
+
 @pytest.mark.parametrize("rows", [64, 200])
 def test_chunk_scan_reads_once_and_writes_once(rows):
     tokens, count, width = 32, 2, 16

@@ -10,8 +10,8 @@ import mlx.core as mx
 import pytest
 from launches import INDEX, X, launch
 
-from fm_mlx.metal_kernels import simulator
-from fm_mlx.metal_kernels.simulator import cache, compiler
+from fm_mlx.metal_kernels import disk_cache, simulator
+from fm_mlx.metal_kernels.simulator import compiler
 
 SHARED = (
     "threadgroup float s[64]; " + INDEX + "s[i] = simd_sum(x[i]) + float2(1, 2).y;"
@@ -84,7 +84,7 @@ def test_compilers_agree(monkeypatch, kind):
 
 def test_cache(monkeypatch, tmp_path):
     """A kernel is compiled once, another text anew; nothing half-written is left."""
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(disk_cache.VARIABLE, str(tmp_path))
     launch(INDEX + "o[i] = x[i];")
     first = sorted(tmp_path.iterdir())
     assert {path.suffix for path in first} == {".so", ".json", ".pch", ".h"}
@@ -103,7 +103,7 @@ def test_cache_outlives_an_installation(monkeypatch, tmp_path):
     """Files of the same content get new times, which clang would hold against its headers."""
     include = tmp_path / "include"
     shutil.copytree(compiler._FOLDER / "include", include)
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(disk_cache.VARIABLE, str(tmp_path / "cache"))
     flags = compiler.kernel_flags
     moved = {f"-I{compiler._FOLDER / 'include'}": f"-I{include}"}
     monkeypatch.setattr(
@@ -115,7 +115,7 @@ def test_cache_outlives_an_installation(monkeypatch, tmp_path):
 
 
 def test_failed_compilation_leaves_nothing(monkeypatch, tmp_path):
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(disk_cache.VARIABLE, str(tmp_path))
     launch(INDEX + "o[i] = x[i];")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(simulator.CompileError):

@@ -1,4 +1,4 @@
-"""Compiled files on disk, each written once and whole."""
+"""Files kept for the next process, each written once and whole."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def folder() -> Path:
     if named := os.environ.get(VARIABLE):
         return Path(named)
     if platform.system() == "Darwin":
-        return Path.home() / "Library/Caches/fm-mlx/simulator"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fm-mlx/simulator"
+        return Path.home() / "Library/Caches/fm-mlx"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fm-mlx"
 
 
 def cached(name: str, build: Callable[[Path], None], sidecar: str = "") -> Path:

@@ -1,0 +1,61 @@
+// The residual stream's sum and its norm (twin: add_rms_norm in fm_mlx/ops/norm.py):
+//
+//   x, update (tokens, hidden) of type T, weight (hidden) float
+//   -> total = x + update, normed = total / rms(total) * weight, both of type T
+//
+// One threadgroup per token; each thread owns the columns thread_index,
+// thread_index + threads, ... and keeps them in registers until the norm is known.
+#include "simdgroup.h"
+
+template <typename T, int columns, typename Numbers, typename Weight>
+inline void add_rms_norm(
+    Numbers x,
+    Numbers update,
+    Weight weight,
+    device T* total,
+    device T* normed,
+    threadgroup float* partial,
+    int hidden,
+    float eps,
+    uint token,
+    uint thread_index,
+    uint threads,
+    uint simdgroup,
+    uint simdgroups,
+    uint lane) {
+  x += size_t(token) * hidden;
+  update += size_t(token) * hidden;
+  total += size_t(token) * hidden;
+  normed += size_t(token) * hidden;
+
+  float sum[columns];
+  float square = 0.0f;
+  UNROLL
+  for (int c = 0; c < columns; ++c) {
+    const int column = thread_index + c * threads;
+    if (column < hidden) {
+      // the norm is that of the sum as it is kept, rounding and all
+      const T rounded = T(float(x[column]) + float(update[column]));
+      total[column] = rounded;
+      sum[c] = float(rounded);
+      square += sum[c] * sum[c];
+    }
+  }
+  const float of_simdgroup = metal::simd_sum(square);
+  if (lane == 0) {
+    partial[simdgroup] = of_simdgroup;
+  }
+  metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+  float norm = 0.0f;
+  for (uint g = 0; g < simdgroups; ++g) {
+    norm += partial[g];
+  }
+  const float inverse_rms = metal::rsqrt(norm / float(hidden) + eps);
+  UNROLL
+  for (int c = 0; c < columns; ++c) {
+    const int column = thread_index + c * threads;
+    if (column < hidden) {
+      normed[column] = T(sum[c] * inverse_rms * weight[column]);
+    }
+  }
+}

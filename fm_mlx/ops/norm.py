@@ -16,15 +16,16 @@ def add_rms_norm(
     """x + update and the RMS norm of that sum, in one launch on a GPU.
 
     Args:
-        x, update: (..., hidden), of one float dtype.
+        x, update: (..., hidden), float; of one shape and dtype for the kernel.
         weight: (hidden,) float32.
         eps: added to the mean square.
 
     Returns:
-        The sum and its norm, both in the dtype of ``x``; the norm is computed in float32
+        The sum and its norm, both in the dtype of the sum; the norm is computed in float32
         from the sum as it is rounded.
     """
-    if not runs("add_rms_norm"):
+    alike = (x.shape, x.dtype) == (update.shape, update.dtype)
+    if not alike or not runs("add_rms_norm"):
         return _add_rms_norm(x, update, weight, eps)
     hidden = x.shape[-1]
     outputs = _kernel_form(eps)(x.reshape(-1, hidden), update.reshape(-1, hidden), weight)

@@ -58,6 +58,17 @@ def test_add_rms_norm(schedule, dtype):
         checks.add_rms_norm(tokens, hidden, dtype)
 
 
+def test_add_rms_norm_of_unlike_arrays():
+    """What the kernel does not take goes to its twin: other dtypes, broadcast shapes."""
+    x, weight = mx.ones((2, 3, 40), mx.bfloat16), mx.ones((40,))
+    for update in (mx.ones((2, 3, 40)), mx.ones((1, 3, 40), mx.bfloat16)):
+        got = ops.add_rms_norm(x, update, weight, 1e-6)
+        with launch.using("ops"):
+            wanted = ops.add_rms_norm(x, update, weight, 1e-6)
+        assert [a.dtype for a in got] == [a.dtype for a in wanted]
+        assert all(mx.array_equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
 def test_gradient_of_add_rms_norm():
     """Of every input, by the kernel and by the ops form, from both outputs."""
     x, update = mx.random.normal((2, 2, 3, 40), key=mx.random.key(0))

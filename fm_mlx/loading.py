@@ -17,7 +17,11 @@ from fm_mlx.model import MODEL_TYPE, Model, ModelArgs
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
+# Weights of PyTorch, in the files of a repository.
+_TORCH_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.index.json")
+
+# By which a tokenizer is known to be there.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
 
 
 def load(
@@ -51,7 +55,7 @@ def load(
         ValueError: a file of it, a value in the config, or a weight is not what it should be.
             The text of either names the file and what is allowed, in one line.
     """
-    folder = _find(path_or_repo, revision)
+    folder = find_model(path_or_repo, revision)
     _check_config(folder, model_config, trust_remote_code)
     try:
         model, config = load_model(
@@ -74,7 +78,7 @@ def load_args(path_or_repo: str | Path | None = None) -> ModelArgs:
     Raises:
         FileNotFoundError, ValueError: as `load` for the folder and its config.
     """
-    folder = _find(path_or_repo, None)
+    folder = find_model(path_or_repo)
     return _check_config(folder, None, trust_remote_code=False)
 
 
@@ -110,25 +114,41 @@ def check_state(cache: list[Any], model: Model, path: str | Path) -> None:
             raise ValueError(f"{path} holds {found}; the model's state is {wanted} in ArraysCache")
 
 
-def _find(path_or_repo: str | Path | None, revision: str | None) -> Path:
-    """The folder of a model, fetched if it is a repository."""
+def find_model(path_or_repo: str | Path | None, revision: str | None = None) -> Path:
+    """The folder of a model, fetched if it is a repository; None: that in the package.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
     if path_or_repo is None:
         if not PRETRAINED.is_dir():
             raise FileNotFoundError(f"the package's own model is missing from {PRETRAINED}")
         return PRETRAINED
-    folder = Path(path_or_repo).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise ValueError(f"{folder} is a file; allowed is a model folder or a repository")
+    path = _fetched(path_or_repo, revision, DEFAULT_ALLOW_PATTERNS)
+    if path.is_file():
+        raise ValueError(f"{path} is a file; allowed is a model folder or a repository")
+    return path
+
+
+def find_checkpoint(path_or_repo: str | Path, revision: str | None = None) -> Path:
+    """A file or folder of weights of any kind, fetched if it is a repository.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    return _fetched(path_or_repo, revision, [*DEFAULT_ALLOW_PATTERNS, *_TORCH_FILES])
+
+
+def _fetched(path_or_repo: str | Path, revision: str | None, patterns: list[str]) -> Path:
+    path = Path(path_or_repo).expanduser()
+    if path.exists():
+        return path
     try:
         return Path(
-            snapshot_download(
-                str(path_or_repo), revision=revision, allow_patterns=DEFAULT_ALLOW_PATTERNS
-            )
+            snapshot_download(str(path_or_repo), revision=revision, allow_patterns=patterns)
         )
     except HFValidationError as error:
-        raise FileNotFoundError(f"no model at {folder}: no such folder") from error
+        raise FileNotFoundError(f"no model at {path}: no such folder") from error
     except (HfHubHTTPError, OSError) as error:
         raise FileNotFoundError(
             f"no model {path_or_repo}: neither a folder nor a Hugging Face repository "
@@ -136,8 +156,21 @@ def _find(path_or_repo: str | Path | None, revision: str | None) -> Path:
         ) from error
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
+def find_tokenizer(folder: Path, config: dict[str, Any]) -> TokenizerWrapper | None:
+    """The tokenizer in a model's folder, if there is one that can be used."""
+    try:
+        return _tokenizer(folder, {}, config)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no {path.name} in {path.parent}")
     try:
@@ -157,7 +190,7 @@ def _check_config(
     None if the checkpoint's own code decides what the config may hold.
     """
     path = folder / "config.json"
-    config = _read_object(path) | (overrides or {})
+    config = read_json_object(path) | (overrides or {})
     if config.get("model_file") is not None:
         if trust_remote_code:
             return None
@@ -189,7 +222,7 @@ def _check_config(
 def _add_adapters(model: Model, folder: Path) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"no adapters at {folder}: no such folder")
-    _read_object(folder / "adapter_config.json")
+    read_json_object(folder / "adapter_config.json")
     if not (folder / "adapters.safetensors").is_file():
         raise FileNotFoundError(f"no adapters.safetensors in {folder}")
     try:
@@ -202,8 +235,8 @@ def _add_adapters(model: Model, folder: Path) -> None:
 def _tokenizer(
     folder: Path, tokenizer_config: dict[str, Any], config: dict[str, Any]
 ) -> TokenizerWrapper:
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise FileNotFoundError(f"no tokenizer in {folder}: none of {', '.join(_TOKENIZER_FILES)}")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise FileNotFoundError(f"no tokenizer in {folder}: none of {', '.join(TOKENIZER_FILES)}")
     try:
         tokenizer = load_tokenizer(folder, tokenizer_config, config.get("eos_token_id"))
     except Exception as error:  # the tokenizers library raises plain Exception on a broken file

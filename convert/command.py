@@ -27,6 +27,7 @@ from fm_mlx.convert.architecture import (
 from fm_mlx.convert.builtin_maps import BUILTIN
 from fm_mlx.convert.checkpoint import DTYPES, Checkpoint, open_checkpoint, shared
 from fm_mlx.convert.key_map import KeyMap, Weight, read_key_map
+from fm_mlx.files import folder_at
 from fm_mlx.loading import find_checkpoint, find_tokenizer
 from fm_mlx.model import ModelArgs
 
@@ -177,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
     quantised = args.quantize or args.quant_predicate is not None
     source = find_checkpoint(args.hf_path)
     map = None if args.key_map is None else read_key_map(args.key_map)
-    with writing.folder_at(path) as folder:
+    with folder_at(path) as folder:
         given = {key: getattr(args, key) for key in UNSEEN}
         understood = understand(source, ema=args.ema, map=map, given=given)
         more = writing.bundle_code(folder) if args.bundle_code else {}

@@ -12,7 +12,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from fm_mlx.convert.key_map import Weight
-from fm_mlx.convert.writing import folder_at, write_config, write_tokenizer, write_weights
+from fm_mlx.convert.writing import write_config, write_tokenizer, write_weights
+from fm_mlx.files import folder_at
 from fm_mlx.loading import find_model, load
 from fm_mlx.model import Model
 
@@ -55,8 +56,13 @@ def model_weights(model: Model) -> dict[str, Weight]:
     """The weights of a model, under our names.
 
     Raises:
-        ValueError: if it is quantised.
+        ValueError: if it is quantised, or begins with a learned memory.
     """
+    if model.initial_memory.is_learned:
+        raise ValueError(
+            "the model begins with a learned memory, and the reference with an empty one: "
+            "export the model it was tuned from"
+        )
     parameters = dict(tree_flatten(model.parameters()))
     if packed := [name for name in parameters if name.endswith(".scales")]:
         raise ValueError(

@@ -6,7 +6,6 @@ folder as any user will load it; the residual streams are compared block by bloc
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ import numpy as np
 
 from fm_mlx.convert.export import to_reference
 from fm_mlx.convert.key_map import Weight
+from fm_mlx.files import write_json
 from fm_mlx.model import Model, ModelArgs
 from fm_mlx.ops.chunk_map import MAX_CHUNK
 from fm_mlx.tables import aligned
@@ -89,8 +89,7 @@ class Parity:
         return next((i for i, error in enumerate(self.layers) if not error <= bound), None)
 
     def write(self, path: Path) -> None:
-        content = asdict(self) | {"passed": self.passed, "first_layer": self.first_layer}
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(path, asdict(self) | {"passed": self.passed, "first_layer": self.first_layer})
 
     def lines(self) -> list[str]:
         """The report for people."""

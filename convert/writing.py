@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ from mlx_lm.convert import mixed_quant_predicate_builder
 from mlx_lm.utils import load_model, quantize_model, save_model
 
 from fm_mlx.convert.key_map import Weight
+from fm_mlx.files import write_json
 from fm_mlx.loading import TOKENIZER_FILES
 from fm_mlx.model import MODEL_TYPE, Model, ModelArgs
 
@@ -36,27 +33,6 @@ _BUNDLED = '''"""Lets mlx-lm run this model with --trust-remote-code; wants `pip
 
 from fm_mlx.model import Model, ModelArgs  # noqa: F401
 '''
-
-
-@contextmanager
-def folder_at(path: Path) -> Iterator[Path]:
-    """A new folder to write to, moved to `path` when all is done; removed if not.
-
-    Raises:
-        ValueError: if something is at `path` already.
-    """
-    if path.exists():
-        raise ValueError(f"{path} is there already: remove it, or give another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield scratch
-        scratch.chmod(0o755)
-        if path.exists():
-            raise ValueError(f"{path} was made by someone else meanwhile")
-        os.rename(scratch, path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_weights(
@@ -98,7 +74,7 @@ def write_weights(
         del shard
         mx.clear_cache()
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_json(folder / "model.safetensors.index.json", index)
+    write_json(folder / "model.safetensors.index.json", index)
 
 
 def _shards(
@@ -119,7 +95,7 @@ def _shards(
 def write_config(folder: Path, args: ModelArgs, more: Mapping[str, Any] | None = None) -> None:
     """config.json: the last file of a model, without which it does not load."""
     config = {key: value for key, value in vars(args).items() if not key.startswith("_")}
-    _write_json(folder / "config.json", config | dict(more or {}))
+    write_json(folder / "config.json", config | dict(more or {}))
 
 
 def write_tokenizer(source: Path, folder: Path) -> str:
@@ -202,9 +178,3 @@ def quantise(
 def precise(name: str) -> bool:
     """Whether a weight stays float32: routers and norms."""
     return not Model.cast_predicate.fget(None)(name)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(scratch, path)

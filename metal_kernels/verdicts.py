@@ -7,7 +7,6 @@ tried again as soon as one of these changes.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from fm_mlx.files import write_json
 from fm_mlx.metal_kernels.disk_cache import digest, folder
 from fm_mlx.metal_kernels.sources import metal_source, sources
 
@@ -56,9 +56,7 @@ def record(backend: str, broken: Iterable[str]) -> None:
     """Put down which Metal files are wrong with a backend; all others are taken to be right."""
     verdicts = _read() | {backend: {name: _about(name) for name in broken}}
     path().parent.mkdir(parents=True, exist_ok=True)
-    scratch = path().with_suffix(f".{os.getpid()}")
-    scratch.write_text(json.dumps(verdicts, indent=2))
-    os.replace(scratch, path())
+    write_json(path(), verdicts)
     _noted.cache_clear()
 
 

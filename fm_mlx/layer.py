@@ -63,18 +63,25 @@ class FactorizationMemory(nn.Module):
         self.out_proj = nn.Linear(memory_size, hidden_size, bias=False)
 
     def __call__(
-        self, x: mx.array, mask: mx.array | None = None, cache: ArraysCache | None = None
+        self,
+        x: mx.array,
+        mask: mx.array | None = None,
+        cache: ArraysCache | None = None,
+        initial: mx.array | None = None,
+        starts: mx.array | None = None,
     ) -> mx.array:
         """Read x (B, T, hidden) into the memory; what was read out has the same shape.
 
         Args:
             x: the tokens.
             mask: (B, T) bool; False marks padding, which leaves the state as it is.
-            cache: holds the state to start from, and then the last one (`fm_mlx.memory`);
-                without a cache the memory starts empty.
+            cache: holds the state to start from, and then the last one (`fm_mlx.memory`).
+            initial: (m, d) float32, the memory of a text that begins; None is zeros.
+            starts: (B, R) integers: tokens at which another text begins (`ops.memory_scan`).
         """
         weights = self.route(x, cache)
-        return self.out_proj(self.remember(weights, self.in_proj(x), mask, cache))
+        values = self.in_proj(x)
+        return self.out_proj(self.remember(weights, values, mask, cache, initial, starts))
 
     def route(self, x: mx.array, cache: ArraysCache | None = None) -> tuple[mx.array, ...]:
         """Which rows the tokens x (B, T, hidden) touch, and how strongly.
@@ -84,7 +91,7 @@ class FactorizationMemory(nn.Module):
             a cache of two buffers; else theta and phi (B, T, m) (`ops.route_dense`).
         """
         routing = self.router(x)
-        if x.shape[1] == 1 and memory.is_buffered(cache) and cache[0] is not None:
+        if x.shape[1] == 1 and memory.is_buffered(cache) and memory.holds(cache, len(x)):
             return ops.route(routing, self.num_active_states, self.affinity_temperature)
         return ops.route_dense(routing, self.num_active_states, self.affinity_temperature)
 
@@ -94,22 +101,33 @@ class FactorizationMemory(nn.Module):
         values: mx.array,
         mask: mx.array | None = None,
         cache: ArraysCache | None = None,
+        initial: mx.array | None = None,
+        starts: mx.array | None = None,
     ) -> mx.array:
         """Write the values (B, T, d) by the weights of `route`, and read: y (B, T, d)."""
         if len(weights) == 3:
             y = memory.step(cache, *weights, values, mask, self.eps)
         else:
-            y = self._on_all_rows(*weights, values, mask, cache)
+            y = self._on_all_rows(*weights, values, mask, cache, initial, starts)
         if cache is not None:
             cache.advance(values.shape[1])
         return y
 
-    def _on_all_rows(self, theta, phi, values, mask, cache):
+    def _on_all_rows(self, theta, phi, values, mask, cache, initial, starts):
         state = None if cache is None else memory.state_of(cache)
         if state is None:
-            state = mx.zeros((len(values), theta.shape[-1], self.memory_size), mx.float32)
-        recurrence = ops.memory_step if values.shape[1] == 1 else ops.memory_scan
-        y, state = recurrence(theta, phi, values, state, mask, eps=self.eps)
+            state = initial
+        if state is None:
+            state = mx.zeros(theta.shape[-1:] + values.shape[-1:], mx.float32)
+        # the memory that a fresh cache holds is there once
+        state = mx.broadcast_to(state, (len(values), *state.shape[-2:]))
+        if starts is not None:
+            y, state = ops.memory_scan(
+                theta, phi, values, state, mask, eps=self.eps, starts=starts, restart=initial
+            )
+        else:
+            recurrence = ops.memory_step if values.shape[1] == 1 else ops.memory_scan
+            y, state = recurrence(theta, phi, values, state, mask, eps=self.eps)
         if cache is not None:
             memory.set_state(cache, state, self.num_active_states)
         return y

@@ -41,8 +41,13 @@ def is_buffered(cache: ArraysCache | None) -> bool:
     return cache is not None and len(cache.cache) == _ENTRIES
 
 
+def holds(cache: ArraysCache, batch: int) -> bool:
+    """Whether a cache has states for a whole batch; a fresh one has none, or one for all."""
+    return cache[0] is not None and len(cache[0]) == batch
+
+
 def state_of(cache: ArraysCache) -> mx.array | None:
-    """The whole state (B, m, d) float32; None if nothing was read yet."""
+    """The whole state (B, m, d) float32; None if nothing was read yet and nothing learned."""
     if not is_buffered(cache) or cache[BEHIND] is None:
         return cache[0]
     return ops.written(cache[BEHIND], (cache[NEWER_COLUMNS], cache[NEWER_ROWS]))

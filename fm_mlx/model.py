@@ -10,7 +10,8 @@ import mlx.nn as nn
 from mlx_lm.models.base import BaseModelArgs, create_ssm_mask
 from mlx_lm.models.cache import ArraysCache
 
-from fm_mlx import memory, ops
+from fm_mlx import initial_memory, memory, ops
+from fm_mlx.initial_memory import InitialMemory
 from fm_mlx.layer import FactorizationMemory
 
 MODEL_TYPE = "factorization_memory"
@@ -146,9 +147,11 @@ class Block(nn.Module):
         update: mx.array | None = None,
         mask: mx.array | None = None,
         cache: ArraysCache | None = None,
+        initial: mx.array | None = None,
+        starts: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]:
         x, normed = self.memory_norm(x, update)
-        x, normed = self.mlp_norm(x, self.memory(normed, mask, cache))
+        x, normed = self.mlp_norm(x, self.memory(normed, mask, cache, initial, starts))
         return x, self.mlp(normed)
 
 
@@ -166,14 +169,16 @@ class Backbone(nn.Module):
         inputs: mx.array,
         cache: list[ArraysCache] | None = None,
         input_embeddings: mx.array | None = None,
+        initial: list[mx.array | None] | None = None,
+        starts: mx.array | None = None,
     ) -> mx.array:
         x = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
-        if cache is None:
-            cache = [None] * len(self.layers)
+        nothing = [None] * len(self.layers)
+        cache, initial = cache or nothing, initial or nothing
         mask = create_ssm_mask(x, cache[0])
         update = None
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x, update = layer(x, update, mask, layer_cache)
+        for layer, layer_cache, begin in zip(self.layers, cache, initial, strict=True):
+            x, update = layer(x, update, mask, layer_cache, begin, starts)
         return self.norm(x, update)[1]
 
 
@@ -185,6 +190,9 @@ class Model(nn.Module):
         self.args = args
         self.model_type = args.model_type
         self.model = Backbone(args)
+        self.initial_memory = InitialMemory(
+            args.num_hidden_layers, args.num_memory_states, args.memory_size
+        )
         if not args.tie_word_embeddings:
             self.lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
 
@@ -193,6 +201,7 @@ class Model(nn.Module):
         inputs: mx.array,
         cache: list[ArraysCache] | None = None,
         input_embeddings: mx.array | None = None,
+        starts: mx.array | None = None,
     ) -> mx.array:
         """Logits (B, T, vocab) of tokens (B, T), in the dtype of the weights.
 
@@ -200,8 +209,11 @@ class Model(nn.Module):
             inputs: token ids.
             cache: of `make_cache`; read and updated.
             input_embeddings: (B, T, hidden), used instead of the embedded ids.
+            starts: (B, R) integers, rising in a row: tokens at which another text begins, with
+                a memory of its own; from T on: none (`ops.memory_scan`).
         """
-        return self.logits(self.model(inputs, cache, input_embeddings))
+        initial = self.initial_memory.states()
+        return self.logits(self.model(inputs, cache, input_embeddings, initial, starts))
 
     def logits(self, x: mx.array) -> mx.array:
         """The head: (..., hidden) after the last norm -> (..., vocab)."""
@@ -219,10 +231,21 @@ class Model(nn.Module):
         entries = memory.cache_entries(
             args.num_memory_states, args.num_active_states, args.memory_size
         )
-        return [ArraysCache(size=entries) for _ in self.layers]
+        caches = [ArraysCache(size=entries) for _ in self.layers]
+        # what was learned stands in the caches from the start: to mlx-lm, which joins caches
+        # into batches, one without a state is one of zeros
+        for cache, state in zip(caches, self.initial_memory.states(), strict=True):
+            if state is not None:
+                memory.set_state(cache, state[None], args.num_active_states)
+        return caches
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        """Weights as this model wants them: no second head if tied, float32 where it counts."""
+        """Weights as this model wants them: no second head if tied, float32 where it counts.
+
+        A checkpoint that brings an initial memory is given a place for it.
+        """
+        if any(name.startswith(f"{initial_memory.PREFIX}.") for name in weights):
+            self.initial_memory = self.initial_memory.to_lora()
         kept = {
             name: weight if self.cast_predicate(name) else weight.astype(mx.float32)
             for name, weight in weights.items()
@@ -238,5 +261,10 @@ class Model(nn.Module):
 
     @property
     def cast_predicate(self):
-        """What mlx-lm may cast to a lower precision: not the router, not the norms."""
-        return lambda path: not path.endswith(("router.weight", "norm.weight"))
+        """What mlx-lm may cast to a lower precision: not router, norms and initial memory."""
+        return lambda path: (
+            not (
+                path.endswith(("router.weight", "norm.weight"))
+                or path.startswith(f"{initial_memory.PREFIX}.")
+            )
+        )

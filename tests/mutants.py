@@ -23,6 +23,7 @@ import mlx.core as mx
 import numpy as np
 from cases import Code, routed
 from mlx_lm.convert import mixed_quant_predicate_builder
+from reset_law import nothing_leaks, packed_is_separate
 
 import fm_mlx
 
@@ -542,6 +543,46 @@ MUTANTS = [
         "model",
         ".astype(x.dtype)",
         "",
+    ),
+    Mutant(
+        "resets",
+        "the memory decays as ever where it is reset",
+        packed_is_separate,
+        "ops.segments",
+        "mx.where(next_begins[..., None], 0, decay)",
+        "decay",
+    ),
+    Mutant(
+        "resets",
+        "a reset leaves what the chunk wrote",
+        nothing_leaks,
+        "ops.segments",
+        "mx.where(next_begins[..., None, None], restart[:, None], increment)",
+        "increment",
+    ),
+    Mutant(
+        "resets",
+        "a reset at the first token is forgotten",
+        packed_is_separate,
+        "ops.segments",
+        "mx.where(self._begins[:, :1, None], restart, state)",
+        "state",
+    ),
+    Mutant(
+        "resets",
+        "a text begins one token late",
+        nothing_leaks,
+        "ops.segments",
+        "(token[None, :, None] >= first[:, None, 1:])",
+        "(token[None, :, None] > first[:, None, 1:])",
+    ),
+    Mutant(
+        "resets",
+        "resets that are none reset",
+        packed_is_separate,
+        "ops.segments",
+        "chunks[:, None, 1:] > 0",
+        "chunks[:, None, 1:] >= 0",
     ),
 ]
 

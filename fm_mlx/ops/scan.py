@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from fm_mlx.ops.chunk_map import MAX_CHUNK, chunk_map
+from fm_mlx.ops.segments import Segments
 from fm_mlx.ops.state_pass import state_pass
 
 
@@ -17,13 +18,15 @@ def memory_scan(
     *,
     eps: float = 1e-6,
     chunk_size: int | None = None,
+    starts: mx.array | None = None,
+    restart: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
     """Write and read T tokens: the same result as T calls of `memory_step`.
 
     h_t = (1 - theta_t) * h_{t-1} + theta_t (outer) v_t, then
     y_t = sum_i phi_t[i] h_t[i] / rms(h_t[i])  (arXiv:2511.00315), computed exactly
-    by chunks. Differentiable in every argument but the mask, the state included;
-    memory grows with T like that of the inputs, the graph with log T.
+    by chunks. Differentiable in every argument but the mask and the starts, the states
+    included; memory grows with T like that of the inputs, the graph with log T.
 
     Args:
         theta: write weights, (B, T, m), in [0, 1]. Zero rows are left untouched.
@@ -33,6 +36,10 @@ def memory_scan(
         mask: (B, T) bool; where False the token neither writes nor reads, y is 0.
         eps: added to the mean square of a row.
         chunk_size: C, 1 to 32 tokens; None chooses.
+        starts: (B, R) integers, rising in a row: tokens before which the memory is reset, so
+            that nothing of what stands before them reaches them. From T on: no reset. Each
+            of the R costs one chunk more.
+        restart: the state a reset leaves, (m, d) or (B, m, d); zeros if None.
 
     Returns:
         y (B, T, d) in the dtype of ``values``, and the last state (B, m, d) float32.
@@ -40,18 +47,21 @@ def memory_scan(
     Raises:
         ValueError: if shapes do not fit or chunk_size is out of range.
     """
-    _check(theta, phi, values, state, mask, chunk_size)
+    _check(theta, phi, values, state, mask, chunk_size, starts, restart)
     batch, length, rows = theta.shape
     width = values.shape[-1]
     chunk = min(chunk_size or MAX_CHUNK, length)
-    chunks = -(-length // chunk)
+    segments = None if starts is None else Segments(starts, length, chunk)
+    chunks = -(-length // chunk) if segments is None else segments.chunks
 
     def split(x: mx.array) -> mx.array:
         """(B, T, .) -> (B, N, C, .) in float32; zeros, which change nothing, fill the tail."""
         x = x.astype(mx.float32)
         if mask is not None:
             x = mx.where(mask[..., None], x, 0)
-        if length % chunk:
+        if segments is not None:
+            x = segments.spread(x)
+        elif length % chunk:
             x = mx.pad(x, [(0, 0), (0, chunks * chunk - length), (0, 0)])
         return x.reshape(batch, chunks, chunk, -1)
 
@@ -62,18 +72,22 @@ def memory_scan(
     keep = 1 - theta
     to_end = theta * mx.cumprod(keep, axis=2, reverse=True, inclusive=False)
     increment = to_end.swapaxes(-1, -2) @ v
-    start, last = state_pass(keep.prod(axis=2), increment, state.astype(mx.float32))
+    decay, state = keep.prod(axis=2), state.astype(mx.float32)
+    if segments is not None:
+        decay, increment, state = segments.reset(decay, increment, state, restart)
+    start, last = state_pass(decay, increment, state)
 
     gram = v @ v.swapaxes(-1, -2)
     projection = v @ start.swapaxes(-1, -2)
     norm0 = start.square().sum(axis=-1)
     read, inside = chunk_map(theta, phi, gram, projection, norm0, width, eps)
     y = read @ start + inside @ v
-    y = y.reshape(batch, chunks * chunk, width)[:, :length]
+    y = y.reshape(batch, chunks * chunk, width)
+    y = y[:, :length] if segments is None else segments.gather(y)
     return y.astype(values.dtype), last
 
 
-def _check(theta, phi, values, state, mask, chunk_size) -> None:
+def _check(theta, phi, values, state, mask, chunk_size, starts, restart) -> None:
     if theta.ndim != 3 or theta.shape[1] < 1:
         raise ValueError(f"theta has shape {theta.shape}; wanted is (B, T, m) with T >= 1")
     batch, length, rows = theta.shape
@@ -88,5 +102,10 @@ def _check(theta, phi, values, state, mask, chunk_size) -> None:
     for name, (array, shape) in wanted.items():
         if array is not None and array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}; wanted is {shape}")
+    if starts is not None and (starts.ndim != 2 or len(starts) != batch or not starts.size):
+        raise ValueError(f"starts have shape {starts.shape}; wanted is ({batch}, R) with R >= 1")
+    allowed = [(rows, values.shape[-1]), (batch, rows, values.shape[-1])]
+    if restart is not None and restart.shape not in allowed:
+        raise ValueError(f"restart has shape {restart.shape}; allowed are {allowed}")
     if chunk_size is not None and not 1 <= chunk_size <= MAX_CHUNK:
         raise ValueError(f"chunk_size is {chunk_size}; allowed are 1 to {MAX_CHUNK}")

@@ -18,6 +18,8 @@ from fm_mlx.allocator import keep_freed_memory
 # Ours: what it does, and the module that has its `add_arguments(parser)` and `run(args) -> int`.
 COMMANDS = {
     "generate": ("go on writing from a prompt of any length", "fm_mlx.cli_generate"),
+    "lora": ("tune a model on your own text", "fm_mlx.lora.command"),
+    "fuse": ("put an adapter into its model's weights", "fm_mlx.fuse"),
     "convert": ("turn PyTorch weights into a model for MLX, and compare", "fm_mlx.convert.command"),
     "export": ("turn a model into weights for PyTorch", "fm_mlx.convert.export"),
     "plan": ("say what a model needs and how fast Apple's chips could be", "fm_mlx.plan"),

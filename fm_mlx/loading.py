@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlx.core as mx
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import ArraysCache, load_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, load_adapters, load_model, load_tokenizer
@@ -222,14 +225,36 @@ def _check_config(
 def _add_adapters(model: Model, folder: Path) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"no adapters at {folder}: no such folder")
-    read_json_object(folder / "adapter_config.json")
+    config = read_json_object(folder / "adapter_config.json")
     if not (folder / "adapters.safetensors").is_file():
         raise FileNotFoundError(f"no adapters.safetensors in {folder}")
     try:
-        load_adapters(model, str(folder))
+        if config.get("train_router") and config.get("fine_tune_type") != "full":
+            _load_adapters_and_routers(model, folder)
+        else:
+            load_adapters(model, str(folder))
     except (ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"the adapters in {folder} cannot be used: {_brief(error)}") from error
     model.eval()
+
+
+def _load_adapters_and_routers(model: Model, folder: Path) -> None:
+    """Load an adapter that has whole routers, which mlx-lm's loader refuses.
+
+    Routers are no linear layers (`fm_mlx.layer.Router`), and so have no low-rank form.
+    """
+    weights = mx.load(str(folder / "adapters.safetensors"))
+    routers = {name: x for name, x in weights.items() if name.endswith(".router.weight")}
+    with TemporaryDirectory() as rest:
+        shutil.copyfile(folder / "adapter_config.json", Path(rest, "adapter_config.json"))
+        others = {name: x for name, x in weights.items() if name not in routers}
+        mx.save_safetensors(str(Path(rest, "adapters.safetensors")), others)
+        load_adapters(model, rest)
+    shapes = dict(tree_flatten(model.parameters()))
+    for name, router in routers.items():
+        if name not in shapes or shapes[name].shape != router.shape:
+            raise ValueError(f"{name} {router.shape} is no router of this model")
+    model.load_weights(list(routers.items()), strict=False)
 
 
 def _tokenizer(

@@ -23,6 +23,7 @@ class Segments:
 
     def __init__(self, starts: mx.array, length: int, chunk: int):
         batch, resets = starts.shape
+        starts = mx.stop_gradient(starts)  # places, not numbers
         self.chunks = -(-length // chunk) + resets
         self._chunk = chunk
         first = mx.concatenate([mx.zeros((batch, 1), mx.int32), starts.astype(mx.int32)], axis=1)

@@ -1,0 +1,67 @@
+"""``fm-mlx fuse``: a model with an adapter becomes a model without one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.utils import dequantize_model, save, upload_to_hub
+
+from fm_mlx.files import folder_at
+from fm_mlx.loading import find_model, load
+from fm_mlx.model import Model
+
+
+def fuse(model: Model, *, dequantize: bool = False) -> None:
+    """Put the adapters on a model's layers into their weights.
+
+    Args:
+        model: changed; quantised layers are quantised anew, as they were.
+        dequantize: leave no layer quantised.
+    """
+    fused = [
+        (name, module.fuse(dequantize=dequantize))
+        for name, module in model.named_modules()
+        if hasattr(module, "fuse")
+    ]
+    model.update_modules(tree_unflatten(fused))
+    if dequantize:
+        dequantize_model(model)
+    mx.eval(model.parameters())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, by mlx-lm's names."""
+    parser.add_argument("--model", help="the model that was tuned (default: the packaged model)")
+    parser.add_argument("--adapter-path", default="adapters", help="its adapter (adapters)")
+    parser.add_argument("--save-path", default="fused_model", help="folder to write (fused_model)")
+    parser.add_argument(
+        "--dequantize", action="store_true", help="write a quantised model in floating point"
+    )
+    parser.add_argument("--upload-repo", help="Hugging Face repository to upload the result to")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the folder of the fused model."""
+    source = find_model(args.model)
+    model, tokenizer, config = load(source, adapter_path=args.adapter_path, return_config=True)
+    path = Path(args.save_path)
+    with folder_at(path) as folder:
+        fuse(model, dequantize=args.dequantize)
+        if args.dequantize:
+            config.pop("quantization", None)
+            config.pop("quantization_config", None)
+        bad = [name for name, x in tree_flatten(model.parameters()) if not _is_finite(x)]
+        if bad:
+            raise ValueError(f"{bad[0]} has NaN or infinite numbers after fusing")
+        save(folder, source, model, tokenizer, config, donate_model=False)
+    print(f"{path}: {source} with the adapter of {args.adapter_path}")
+    if args.upload_repo:
+        upload_to_hub(path, args.upload_repo)
+    return 0
+
+
+def _is_finite(x: mx.array) -> bool:
+    return not mx.issubdtype(x.dtype, mx.floating) or mx.isfinite(x).all().item()

@@ -1,0 +1,283 @@
+"""Runs: what is tuned, what is saved, and that a run can be taken up after anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import mlx_lm
+import pytest
+from mlx_lm.tuner.trainer import grad_checkpoint
+
+import fm_mlx
+from fm_mlx.lora import Diverged, Options, checkpoint, curves, evaluate, tune
+from fm_mlx.lora.run import tune_model
+from fm_mlx.model import Block
+
+KINDS = {
+    "lora": dict(),
+    "dora": dict(fine_tune_type="dora"),
+    "full": dict(fine_tune_type="full"),
+    "memory": dict(fine_tune_type="memory", learning_rate=5e-2),
+    "lora and router": dict(train_router=True),
+    "two layers' memory": dict(fine_tune_type="memory", memory_layers=[1]),
+    "last layer": dict(num_layers=1),
+}
+
+
+def train_losses(folder) -> list[float]:
+    return [line["train_loss"] for line in curves.read_log(Path(folder)) if "train_loss" in line]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_falls_and_the_adapter_is_the_model(kind, options, model):
+    """What was trained, what fm_mlx loads, and what mlx-lm loads are one model."""
+    chosen = options(**KINDS[kind], iters=12)
+    result = tune(chosen)
+    assert result.after < result.before
+    tokens = mx.arange(40)[None] + 5
+    ours, _ = fm_mlx.load(chosen.model, adapter_path=chosen.adapter_path)
+    assert not mx.allclose(ours(tokens), model(tokens), rtol=0, atol=1e-3)
+    if kind == "lora and router":
+        with pytest.raises(ValueError, match=r"router.weight: not an adapter parameter"):
+            mlx_lm.load(chosen.model, adapter_path=chosen.adapter_path)
+    else:
+        theirs, _ = mlx_lm.load(chosen.model, adapter_path=chosen.adapter_path)
+        assert mx.array_equal(ours(tokens), theirs(tokens))
+    assert evaluate(chosen) == pytest.approx(result.after, rel=0.2)
+
+
+def test_what_is_tuned(options):
+    saved = {}
+    for kind, changes in KINDS.items():
+        chosen = options(**changes, iters=1, adapter_path=options().adapter_path + kind)
+        tune(chosen)
+        names = mx.load(f"{chosen.adapter_path}/adapters.safetensors")
+        saved[kind] = {name.split(".", 3)[-1] if "layers" in name else name for name in names}
+    linear = ("memory.in_proj", "memory.out_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    low_rank = {f"{name}.lora_{x}" for name in linear for x in "ab"}
+    assert saved["lora"] == low_rank
+    assert saved["lora and router"] == low_rank | {"memory.router.weight"}
+    assert saved["dora"] == low_rank | {f"{name}.m" for name in linear}
+    assert saved["memory"] == {"m"}
+    norms = {"memory_norm.weight", "mlp_norm.weight"}
+    assert saved["full"] == {f"{name}.weight" for name in linear} | norms
+
+
+def test_memory_is_a_small_adapter_without_cost(options):
+    chosen = options(fine_tune_type="memory", iters=2)
+    tune(chosen)
+    model, _ = fm_mlx.load(chosen.model, adapter_path=chosen.adapter_path)
+    base, _ = fm_mlx.load(chosen.model)
+    args = model.args
+    numbers = args.num_hidden_layers * args.num_memory_states * args.memory_size
+    assert Path(chosen.adapter_path, "adapters.safetensors").stat().st_size < 4 * numbers + 1000
+    states = [m.make_cache()[0] for m in (model, base)]
+    assert [len(cache.cache) for cache in states] == [1, 1]  # decoding sees arrays of one shape
+
+
+RESUMED = {
+    "stream": dict(),
+    "bucket": dict(batching="bucket"),
+    "pack, dropout": dict(
+        batching="pack", lora_parameters={"rank": 2, "dropout": 0.3, "scale": 5.0}
+    ),
+    "accumulated": dict(grad_accumulation_steps=2, save_every=3),
+    "schedule": dict(
+        optimizer="adamw",
+        lr_schedule={"name": "cosine_decay", "arguments": [1e-3, 12], "warmup": 3},
+    ),
+    "memory": dict(fine_tune_type="memory"),
+}
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_resumed_is_unbroken(kind, options, tmp_path):
+    """The same losses to the last bit, and the same adapter."""
+    changes = RESUMED[kind]
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    tune(options(**changes, adapter_path=whole, iters=12))
+    tune(options(**changes, adapter_path=parts, iters=4))
+    tune(options(**changes, adapter_path=parts, iters=12, resume=True))
+    assert train_losses(parts) == train_losses(whole)
+    assert len(train_losses(whole)) == 12
+    a, b = (mx.load(f"{folder}/adapters.safetensors") for folder in (whole, parts))
+    assert a.keys() == b.keys() and all(mx.array_equal(a[name], b[name]) for name in a)
+
+
+def test_resume_wants_the_run_it_was(options, tmp_path):
+    chosen = options(iters=4)
+    with pytest.raises(FileNotFoundError, match="no run to resume"):
+        tune(options(resume=True))
+    tune(chosen)
+    with pytest.raises(ValueError, match="--resume goes on with its run"):
+        tune(chosen)
+    with pytest.raises(ValueError, match=r"has seed 0, not 3"):
+        tune(options(resume=True, seed=3))
+    with pytest.raises(ValueError, match="has 4 steps already; iters is 4"):
+        tune(options(resume=True, iters=4))
+    path = Path(chosen.adapter_path, "checkpoint.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        tune(options(resume=True))
+
+
+def test_divergence_keeps_the_last_save(options):
+    """An optimizer that goes wrong after the first save."""
+    schedule = {"name": "step_decay", "arguments": [1e-3, 1e12, 5]}
+    chosen = options(iters=12, lr_schedule=schedule)
+    with pytest.raises(Diverged, match=r"step \d+ made the weights .* the save of step 4 is kept"):
+        tune(chosen)
+    model, _ = fm_mlx.load(chosen.model, adapter_path=chosen.adapter_path)
+    assert mx.isfinite(model(mx.arange(40)[None])).all()
+    assert checkpoint.read(Path(chosen.adapter_path)).step == 4
+
+
+@pytest.mark.parametrize("batching", ["bucket", "pack", "stream"])
+@pytest.mark.parametrize("kind", ["lora", "memory"])
+def test_gradient_checkpoints_change_nothing_but_memory(kind, batching, options, tmp_path):
+    plain, less = str(tmp_path / "plain"), str(tmp_path / "less")
+    call = Block.__call__
+    changes = KINDS[kind] | dict(batching=batching)
+    tune(options(adapter_path=plain, **changes))
+    tune(options(adapter_path=less, grad_checkpoint=True, **changes))
+    assert train_losses(less) == pytest.approx(train_losses(plain), rel=1e-6)
+    assert Block.__call__ is call  # mlx-lm changes it for good
+    grad_checkpoint(fm_mlx.load(options().model)[0].layers[0])
+    assert Block.__call__ is not call
+    Block.__call__ = call
+
+
+def test_accumulated_gradients_are_those_of_a_larger_batch(options, tmp_path):
+    small, large = str(tmp_path / "small"), str(tmp_path / "large")
+    one = options(batching="bucket", max_seq_length=32)
+    model, tokenizer = fm_mlx.load(one.model)
+    from fm_mlx.lora.data import load_data
+
+    train = load_data(one, tokenizer)["train"][:8]  # windows of one length
+    changes = dict(batching="bucket", optimizer="sgd", learning_rate=0.1)
+    tune_model(model, train, [], options(
+        adapter_path=small, batch_size=4, iters=2, grad_accumulation_steps=2, **changes
+    ))  # fmt: skip
+    tune_model(fm_mlx.load(one.model)[0], train, [], options(
+        adapter_path=large, batch_size=8, iters=1, **changes
+    ))  # fmt: skip
+    a, b = (mx.load(f"{folder}/adapters.safetensors") for folder in (small, large))
+    for name in a:
+        assert mx.allclose(a[name], b[name], rtol=0, atol=1e-6), name
+
+
+def test_picture_and_log(options):
+    result = tune(options())
+    assert curves.draw(result.adapter_path)
+    assert (result.adapter_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    lines = curves.read_log(result.adapter_path)
+    assert [x["iteration"] for x in lines if "train_loss" in x] == list(range(1, 9))
+    assert lines[0] == {"iteration": 0, "val_loss": result.before, "val_time": lines[0]["val_time"]}
+    assert lines[-1] == {"iteration": 8, "val_loss": result.after}
+
+
+def started(options: Options, *more: str) -> subprocess.Popen:
+    argv = [sys.executable, "-m", "fm_mlx", "lora", *more]
+    for name in (
+        "model", "data", "adapter_path", "iters", "batch_size", "max_seq_length", "val_batches",
+        "steps_per_report", "save_every", "learning_rate",
+    ):  # fmt: skip
+        argv += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    return subprocess.Popen(
+        argv, env=os.environ | {"MLX_DISABLE_COMPILE": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def test_killed_anywhere(options, tmp_path):
+    """Ten kills at random moments lose at most the steps since the last save, never a save.
+
+    The losses are then those of a run that was never killed.
+    """
+    iters, every = 300, 3
+    whole = str(tmp_path / "whole")
+    tune(options(adapter_path=whole, iters=iters, save_every=every))
+    chosen = options(iters=iters, save_every=every)
+    folder = Path(chosen.adapter_path)
+    rng = random.Random(0)
+    saved = kills = 0
+    while kills < 10:
+        run = started(chosen, *(["--resume"] if checkpoint.find(folder) else []))
+        deadline = time.monotonic() + 60
+        while run.poll() is None and _steps(folder) <= saved and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.1))
+        run.send_signal(signal.SIGKILL)
+        output = run.communicate()[0]
+        assert run.returncode == -signal.SIGKILL, output
+        kills += 1
+        reported = _steps(folder)
+        if checkpoint.find(folder):
+            now = checkpoint.read(folder)
+            mx.load(str(folder / "adapters.safetensors"))
+            assert now.step >= saved and reported - now.step <= every + 1
+            saved = now.step
+    assert saved > 0
+    tune(options(iters=iters, save_every=every, resume=True))
+    assert train_losses(folder) == train_losses(whole)
+    assert not [name for name in os.listdir(folder) if name.endswith(".tmp")]
+
+
+def _steps(folder: Path) -> int:
+    """Steps that a run has reported."""
+    return max((line["iteration"] for line in curves.read_log(folder)), default=0)
+
+
+@pytest.mark.parametrize("batching", ["bucket", "pack", "stream"])
+def test_two_processes_are_one_with_the_whole_batch(batching, options, tmp_path):
+    """MLX's own distributed engine over the loopback, with rows of unlike lengths.
+
+    By SGD: Adam makes whole steps of gradients that are nothing but rounding.
+    """
+    data = tmp_path / "data"
+    data.mkdir()
+    rng = random.Random(0)
+    words = Path(options().data).read_text().split()
+    for split in ("train", "valid"):
+        lines = [{"text": " ".join(rng.choices(words, k=rng.randint(2, 30)))} for _ in range(40)]
+        (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    changes = dict(
+        data=str(data),
+        batch_size=4,
+        batching=batching,
+        iters=6,
+        optimizer="sgd",
+        learning_rate=1e-3,
+    )
+    one, two = options(adapter_path=str(tmp_path / "one"), **changes), tmp_path / "two"
+    tune(one)
+    argv = [
+        "-m", "fm_mlx", "lora", "--model", one.model, "--data", one.data, "--batching", batching,
+        "--adapter-path", two, "--iters", 6, "--batch-size", 4, "--max-seq-length", 32,
+        "--val-batches", 2, "--steps-per-report", 1, "--save-every", 4, "--learning-rate", 1e-3,
+        "--optimizer", "sgd",
+    ]  # fmt: skip
+    launch = Path(sys.executable).with_name("mlx.launch")
+    done = subprocess.run(
+        [launch, "-n", "2", "--backend", "ring", "--env", "MLX_DISABLE_COMPILE=1",
+         "--python", sys.executable, *map(str, argv)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert train_losses(two) == pytest.approx(train_losses(one.adapter_path), rel=1e-5)
+    held_out = [[x["val_loss"] for x in curves.read_log(Path(f)) if "val_loss" in x]
+                for f in (one.adapter_path, two)]  # fmt: skip
+    assert held_out[0] == pytest.approx(held_out[1], rel=1e-5)
+    kept = checkpoint.read(two), checkpoint.read(Path(one.adapter_path))
+    assert kept[0].trained_tokens == kept[1].trained_tokens
+    for name, value in kept[1].arrays.items():
+        if name.startswith("carried"):
+            assert mx.allclose(kept[0].arrays[name], value, rtol=0, atol=1e-4)

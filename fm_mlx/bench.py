@@ -21,6 +21,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_reduce
 from mlx_lm.models import llama, mamba2
 from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.tuner.utils import linear_to_lora_layers
 from tqdm import tqdm
 
 from fm_mlx.model import MODEL_TYPE, Model, ModelArgs
@@ -197,6 +198,14 @@ def bench_training(arms: list[Arm], length: int, rounds: int) -> dict[str, Timed
     return in_turns(runs, own, rounds)
 
 
+def with_lora(arms: list[Arm]) -> None:
+    """Give the arms low ranks on all linear layers, as mlx-lm's LoRA does, and train only them."""
+    for arm in arms:
+        arm.model.freeze()
+        linear_to_lora_layers(arm.model, -1, {"rank": 8, "scale": 20.0, "dropout": 0.0})
+        mx.eval(arm.model.parameters())
+
+
 def matrix_products(config: dict, length: int) -> Callable[[], None]:
     """Just the d-wide matrix products of FM's blocks on ``length`` tokens, nothing else."""
     args = ModelArgs.from_dict(config)
@@ -266,6 +275,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="lengths of the training windows (default: 256 1024)",
     )  # fmt: skip
     parser.add_argument(
+        "--lora-lengths", type=int, nargs="*", default=[256, 1024], metavar="T",
+        help="lengths of the windows of LoRA steps (default: 256 1024)",
+    )  # fmt: skip
+    parser.add_argument(
         "--llama-heads", type=int, choices=(2, 4, 8, 16), default=8,
         help="attention heads of the llama; fewer are faster (default: 8, of 32 columns)",
     )  # fmt: skip
@@ -276,11 +289,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print a table in Markdown."""
-    if args.rounds < 1 or min([*args.contexts, *args.train_lengths], default=1) < 1:
-        raise ValueError("--rounds, --contexts and --train-lengths take numbers from 1")
+    lengths = [*args.contexts, *args.train_lengths, *args.lora_lengths]
+    if args.rounds < 1 or min(lengths, default=1) < 1:
+        raise ValueError(
+            "--rounds, --contexts, --train-lengths and --lora-lengths take numbers from 1"
+        )
     arms = build_arms(args.llama_heads)
     names = [arm.name for arm in arms]
-    total = 2 * len(args.contexts) + len(args.train_lengths) + 2
+    total = 2 * len(args.contexts) + len(args.train_lengths) + len(args.lora_lengths) + 2
+    sizes = ", ".join(f"{arm.name} {arm.parameters:,}" for arm in arms)
     progress = tqdm(total=total, disable=not sys.stderr.isatty(), unit="figure")
     rows = []
 
@@ -306,13 +323,20 @@ def run(args: argparse.Namespace) -> int:
         row(f"decode after {context}, ms/token", speed, fm_over=False, form="{:.2f}")
         peak_row(f"decode after {context}", measured)
         progress.update()
-    for length in args.train_lengths:
+
+    def training_rows(kind: str, length: int) -> None:
         measured = bench_training(arms, length, args.rounds)
         tokens = TRAINING_BATCH * length
         speed = {name: tokens / timed.seconds for name, timed in measured.items()}
-        row(f"training T={length}, tokens/s", speed, fm_over=True)
-        peak_row(f"training T={length}", measured)
+        row(f"{kind} T={length}, tokens/s", speed, fm_over=True)
+        peak_row(f"{kind} T={length}", measured)
         progress.update()
+
+    for length in args.train_lengths:
+        training_rows("training", length)
+    with_lora(arms)
+    for length in args.lora_lengths:
+        training_rows("LoRA", length)
     overheads = []
     for config in (FM_CONFIG, WIDE_CONFIG):
         measured = bench_overhead(config, 4 * args.rounds)
@@ -321,7 +345,6 @@ def run(args: argparse.Namespace) -> int:
         progress.update()
     progress.close()
 
-    sizes = ", ".join(f"{arm.name} {arm.parameters:,}" for arm in arms)
     print(f"{device_line()}; float32")
     print(f"parameters: {sizes}; hidden 256, vocabulary {VOCAB_SIZE};")
     print(f"{args.llama_heads} attention heads; batch 1 ({TRAINING_BATCH} in training);")

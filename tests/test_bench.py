@@ -48,19 +48,20 @@ def tiny_arms(monkeypatch):
 
 
 def test_prints_every_figure_of_every_arm(tiny_arms, capsys):
-    options = "--contexts 64 96 --train-lengths 8 --rounds 1 --llama-heads 2"
+    options = "--contexts 64 96 --train-lengths 8 --lora-lengths 9 --rounds 1 --llama-heads 2"
     assert main(["bench", *options.split()]) == 0
     out = capsys.readouterr().out
     rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")]
     assert rows[0][1:4] == ["fm", "llama", "mamba2"]
-    for label in ("prefill 64", "prefill 96", "decode after 96", "training T=8"):
+    for label in ("prefill 64", "prefill 96", "decode after 96", "training T=8", "LoRA T=9"):
         assert sum(label in row[0] for row in rows) == 2, label  # time and peak memory
     assert all(len(row) == 6 for row in rows)
     assert "hidden 32: " in out
 
 
 def test_ratio_above_one_favours_fm(tiny_arms, capsys):
-    assert main(["bench", "--contexts", "64", "--train-lengths", "--rounds", "1"]) == 0
+    options = "--contexts 64 --train-lengths --lora-lengths --rounds 1"
+    assert main(["bench", *options.split()]) == 0
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
     table = {row[0]: row[1:] for row in rows if len(row) == 6}
     fm, llama, _, ratio, _ = table["prefill 64, tokens/s"]
@@ -70,7 +71,7 @@ def test_ratio_above_one_favours_fm(tiny_arms, capsys):
     assert float(ratio[:-1]) == pytest.approx(float(llama) / float(fm), rel=0.1)
 
 
-@pytest.mark.parametrize("option", ["--contexts", "--train-lengths", "--rounds"])
+@pytest.mark.parametrize("option", ["--contexts", "--train-lengths", "--lora-lengths", "--rounds"])
 def test_numbers_below_one_are_refused(option, capsys):
     assert main(["bench", option, "0"]) == 2
     assert option in capsys.readouterr().err

@@ -81,8 +81,13 @@ def run(args: argparse.Namespace) -> int:
         try:
             result = tune(options)
         except Diverged as error:
-            print("fm-mlx lora:", error, file=sys.stderr)
+            if not quiet:
+                print("fm-mlx lora:", error, file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            if not quiet:
+                print("fm-mlx lora: stopped; --resume goes on from the last save", file=sys.stderr)
+            raise
         if not quiet:
             _report(result)
     if tests:

@@ -26,7 +26,7 @@ LINEAR_LAYERS = (
 
 # Chosen on the packaged model (docs of `fm-mlx lora`): the numbers of a memory's rows are
 # larger than those of weights, and move further.
-_LEARNING_RATES = {"lora": 5e-4, "dora": 5e-4, "full": 2e-4, "memory": 1e-2}
+_LEARNING_RATES = {"lora": 2e-4, "dora": 2e-4, "full": 3e-4, "memory": 1e-1}
 
 
 @dataclass

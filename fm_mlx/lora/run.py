@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def tune_model(
         _load_weights(model, Path(options.resume_adapter_file))
     _warn_of_cuts(train, options)
     try:
-        losses = Run(model, options, before).train(train, valid)
+        losses = Run(model, train, options, before).train(valid)
     finally:
         forget_carried(model)
         model.eval()
@@ -133,13 +134,21 @@ def held_out_loss(
 class Run(Feeder):
     """The steps of a run, from its beginning or from a checkpoint."""
 
-    def __init__(self, model: Model, options: Options, before: Checkpoint | None):
+    def __init__(
+        self,
+        model: Model,
+        examples: Sequence[Example],
+        options: Options,
+        before: Checkpoint | None,
+    ):
         super().__init__(model, options.batching, options.seed, before.step if before else 0)
+        self._examples = examples
         self._options = options
         self._folder = Path(options.adapter_path)
         self._world = mx.distributed.init()
         self._check()
-        self._course = json.loads(json.dumps(options.course))
+        digest = zlib.crc32(b"".join(example.tokens.tobytes() for example in examples))
+        self._course = json.loads(json.dumps(options.course | {"examples of digest": digest}))
         self._optimizer = _optimizer(options)
         self._tokens_before = before.trained_tokens if before else 0
         self._tokens, self._step_tokens = 0, 0
@@ -176,9 +185,7 @@ class Run(Feeder):
                     f"not {value!r}: resume it with the options it was begun with"
                 )
 
-    def train(
-        self, train: Sequence[Example], valid: Sequence[Example]
-    ) -> tuple[float | None, float | None]:
+    def train(self, valid: Sequence[Example]) -> tuple[float | None, float | None]:
         """Take the steps that are left; the held-out loss before and after."""
         options = self._options
         first = self._world.rank() == 0
@@ -206,7 +213,7 @@ class Run(Feeder):
                     clear_cache_threshold=options.clear_cache_threshold,
                 )
                 train_steps(
-                    self.model, self._optimizer, train, list(valid) or None, arguments,
+                    self.model, self._optimizer, self._examples, list(valid) or None, arguments,
                     loss=next_token_loss, iterate_batches=self, training_callback=log,
                 )  # fmt: skip
         finally:

@@ -121,6 +121,11 @@ def test_resume_wants_the_run_it_was(options, tmp_path):
         tune(chosen)
     with pytest.raises(ValueError, match=r"has seed 0, not 3"):
         tune(options(resume=True, seed=3))
+    text = Path(chosen.data).read_text()
+    Path(chosen.data).write_text(text.replace("river", "stone"))
+    with pytest.raises(ValueError, match=r"has examples of digest \d+, not \d+"):
+        tune(options(resume=True, iters=8))
+    Path(chosen.data).write_text(text)
     with pytest.raises(ValueError, match="has 4 steps already; iters is 4"):
         tune(options(resume=True, iters=4))
     path = Path(chosen.adapter_path, "checkpoint.safetensors")

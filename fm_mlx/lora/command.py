@@ -5,19 +5,52 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import mlx.core as mx
 
 from fm_mlx.cli_types import number, whole
 from fm_mlx.lora import curves
-from fm_mlx.lora.options import BATCHING, FINE_TUNE_TYPES, OPTIMIZERS, Options, read_config
+from fm_mlx.lora.options import (
+    BATCHING,
+    FINE_TUNE_TYPES,
+    LEARNING_RATES,
+    OPTIMIZERS,
+    Options,
+    read_config,
+)
 from fm_mlx.lora.run import Diverged, Result, evaluate, tune
+
+# Options that are numbers, by group: the least allowed, what stands for the number, what it is.
+_NUMBERS = {
+    "what": [
+        ("num_layers", -1, "N", "last layers to tune; -1: all"),
+    ],
+    "rows": [
+        ("batch_size", 1, "B", "rows of a step"),
+        ("max_seq_length", 1, "T", "most tokens of a row"),
+    ],
+    "steps": [
+        ("iters", 1, "N", "steps"),
+        ("grad_accumulation_steps", 1, "N", "steps whose gradients make an update"),
+        ("clear_cache_threshold", 0, "BYTES", "freed memory that MLX may keep"),
+        ("seed", 0, "N", "of weights, dropout and order"),
+    ],
+    "files and reports": [
+        ("save_every", 1, "N", "steps between saves"),
+        ("steps_per_report", 1, "N", "steps between reports"),
+        ("steps_per_eval", 1, "N", "steps between evaluations"),
+        ("val_batches", -1, "N", "batches of an evaluation; -1: all"),
+        ("test_batches", -1, "N", "batches of the test; -1: all"),
+    ],
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options, by mlx-lm's names where it has them; absent ones come from the config."""
-    what = parser.add_argument_group("what")
+    groups = {title: parser.add_argument_group(title) for title in _NUMBERS}
+    what, rows, steps, files = groups.values()
     what.add_argument("--model", help="folder or Hugging Face repository (the packaged model)")
     what.add_argument(
         "--data",
@@ -28,43 +61,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fine-tune-type", choices=FINE_TUNE_TYPES,
         help="memory: only what the memories hold before the first token (lora)",
     )  # fmt: skip
-    what.add_argument("--num-layers", type=whole(-1), help="last layers to tune; -1: all (-1)")
-    what.add_argument("--memory-layers", type=whole(0), nargs="+", metavar="I", help="with memory")
+    what.add_argument(
+        "--memory-layers", type=whole(0), nargs="+", metavar="I",
+        help="with memory: the layers, from 0, instead of the last ones",
+    )  # fmt: skip
     what.add_argument("--train-router", action="store_true", help="tune the routers too")
     what.add_argument("--train", action="store_true", help="tune; the default without --test")
     what.add_argument("--test", action="store_true", help="say the loss on the test examples")
-    what.add_argument("-c", "--config", type=Path, metavar="FILE", help="YAML with these options")
-    rows = parser.add_argument_group("rows")
+    what.add_argument(
+        "-c", "--config", type=Path, metavar="FILE",
+        help="YAML with these options and mlx-lm's lora_parameters, lr_schedule, optimizer_config",
+    )  # fmt: skip
     rows.add_argument(
         "--batching", choices=BATCHING,
         help="bucket: like lengths side by side (default); pack: several examples in a row, memory "
         "reset between them; stream: long texts in pieces, memory carried (default of a text file)",
     )  # fmt: skip
-    rows.add_argument("--batch-size", type=whole(1), help="rows of a step (4)")
-    rows.add_argument("--max-seq-length", type=whole(1), help="most tokens of a row (2048)")
     rows.add_argument("--mask-prompt", action="store_true", help="learn completions only")
-    steps = parser.add_argument_group("steps")
-    steps.add_argument("--iters", type=whole(1), help="steps (1000)")
-    steps.add_argument("--learning-rate", type=number(0), help="(by the type)")
-    steps.add_argument("--optimizer", choices=OPTIMIZERS, help="(adam)")
-    steps.add_argument("--grad-accumulation-steps", type=whole(1), help="steps of an update (1)")
+    rates = ", ".join(f"{kind} {rate:g}" for kind, rate in LEARNING_RATES.items())
+    steps.add_argument("--learning-rate", type=number(0), metavar="X", help=f"({rates})")
+    steps.add_argument("--optimizer", choices=OPTIMIZERS, help="of MLX (adam)")
     steps.add_argument("--grad-checkpoint", action="store_true", help="less memory, more time")
-    steps.add_argument("--clear-cache-threshold", type=whole(0), help="bytes MLX may keep (0)")
-    steps.add_argument("--seed", type=whole(0), help="of weights, dropout and order (0)")
-    files = parser.add_argument_group("files and reports")
-    files.add_argument("--adapter-path", help="folder to write, or to test (adapters)")
-    files.add_argument("--save-every", type=whole(1), help="steps between saves (100)")
+    files.add_argument("--adapter-path", metavar="DIR", help="to write, or to test (adapters)")
     files.add_argument("--resume", action="store_true", help="go on from the last save")
-    files.add_argument("--resume-adapter-file", help="begin with the weights of an adapter")
-    files.add_argument("--val-batches", type=whole(-1), help="of an evaluation; -1: all (25)")
-    files.add_argument("--test-batches", type=whole(-1), help="of the test; -1: all (500)")
-    files.add_argument("--steps-per-report", type=whole(1), help="(10)")
-    files.add_argument("--steps-per-eval", type=whole(1), help="(200)")
-    files.add_argument("--report-to", help="wandb, swanlab, or both with a comma")
-    files.add_argument("--project-name", help="for --report-to")
+    files.add_argument(
+        "--resume-adapter-file", metavar="FILE", help="begin with the weights of an adapter"
+    )
+    files.add_argument("--report-to", metavar="NAME", help="wandb, swanlab, or both with a comma")
+    files.add_argument("--project-name", metavar="NAME", help="for --report-to")
     files.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code a checkpoint brings"
     )
+    defaults = {option.name: option.default for option in fields(Options)}
+    for title, group in groups.items():
+        for name, least, metavar, purpose in _NUMBERS[title]:
+            group.add_argument(
+                f"--{name.replace('_', '-')}", type=whole(least), metavar=metavar,
+                help=f"{purpose} ({defaults[name]})",
+            )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

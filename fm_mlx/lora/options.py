@@ -26,7 +26,7 @@ LINEAR_LAYERS = (
 
 # Chosen on the packaged model (docs of `fm-mlx lora`): the numbers of a memory's rows are
 # larger than those of weights, and move further.
-_LEARNING_RATES = {"lora": 2e-4, "dora": 2e-4, "full": 3e-4, "memory": 1e-1}
+LEARNING_RATES = {"lora": 2e-4, "dora": 2e-4, "full": 3e-4, "memory": 1e-1}
 
 
 @dataclass
@@ -129,7 +129,7 @@ class Options:
         if self.train_router and self.fine_tune_type == "memory":
             raise ValueError("train_router goes with fine_tune_type lora, dora and full")
         if self.learning_rate is None:
-            self.learning_rate = _LEARNING_RATES[self.fine_tune_type]
+            self.learning_rate = LEARNING_RATES[self.fine_tune_type]
         self.lora_parameters = self._lora_parameters()
 
     def _lora_parameters(self) -> dict[str, Any]:

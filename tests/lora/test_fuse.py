@@ -98,6 +98,25 @@ def test_quantised_bases(kind, checkpoint, options, tmp_path):
     assert kinds == {"quantised": True, "float": False}
 
 
+def test_a_fused_memory_goes_where_the_model_goes(checkpoint, options, tmp_path, capsys):
+    """Through mlx-lm's converter in float32; not to PyTorch, whose reference begins empty."""
+    chosen = options(**KINDS["memory"], iters=2)
+    tune(chosen)
+    fused, small = tmp_path / "fused", tmp_path / "small"
+    argv = ["fuse", "--model", checkpoint, "--adapter-path", chosen.adapter_path]
+    assert cli.main([*map(str, argv), "--save-path", str(fused)]) == 0
+    convert(str(fused), str(small), quantize=True, q_bits=4, q_group_size=32, dtype="bfloat16")
+    states = [fm_mlx.load(path)[0].initial_memory.states() for path in (fused, small)]
+    for whole, quantised in zip(*states, strict=True):
+        assert quantised.dtype == mx.float32 and mx.array_equal(whole, quantised)
+        assert mx.abs(whole).max() > 0
+    capsys.readouterr()
+    argv = ["export", "--model", str(fused), "--torch-path", str(tmp_path / "torch")]
+    assert cli.main(argv) == 2
+    assert "begins with a learned memory" in capsys.readouterr().err
+    assert not (tmp_path / "torch").exists()
+
+
 def test_a_quantised_model_is_not_tuned_in_full(checkpoint, options, tmp_path):
     base = tmp_path / "base"
     convert(str(checkpoint), str(base), quantize=True, q_bits=8, q_group_size=32)

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from fm_mlx.files import file_at
 from fm_mlx.lora.loss import set_carried
+from fm_mlx.lora.tuned import trainable
 from fm_mlx.model import Model
 
 ADAPTERS = "adapters.safetensors"
@@ -47,7 +48,7 @@ class Checkpoint:
             ValueError: if the model is of another make.
         """
         adapter = self._under("adapter")
-        wanted = {name: value.shape for name, value in tree_flatten(model.trainable_parameters())}
+        wanted = {name: value.shape for name, value in trainable(model).items()}
         if {name: value.shape for name, value in adapter} != wanted:
             raise ValueError("the checkpoint is of a run that tuned something else")
         model.load_weights(adapter, strict=False)
@@ -95,6 +96,12 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     metadata = {"about": json.dumps(about | {"course": checkpoint.course})}
     with file_at(folder / _CHECKPOINT) as scratch:
         mx.save_safetensors(str(scratch), checkpoint.arrays, metadata=metadata)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed run left of files it had not finished."""
+    for path in folder.glob(".*.safetensors"):
+        path.unlink()
 
 
 def find(folder: Path) -> bool:

@@ -191,6 +191,7 @@ class Run(Feeder):
         first = self._world.rank() == 0
         if first:
             self._folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.sweep(self._folder)
             write_json(self._folder / "adapter_config.json", adapter_config(options))
         inner = _reporting(options) if first else None
         log = Log(self._folder if first else None, self.done, self._tokens_before, inner)

@@ -18,6 +18,7 @@ from mlx_lm.tuner.trainer import grad_checkpoint
 
 import fm_mlx
 from fm_mlx.lora import Diverged, Options, checkpoint, curves, evaluate, tune
+from fm_mlx.lora.data import load_data
 from fm_mlx.lora.run import tune_model
 from fm_mlx.model import Block
 
@@ -27,7 +28,7 @@ KINDS = {
     "full": dict(fine_tune_type="full"),
     "memory": dict(fine_tune_type="memory", learning_rate=5e-2),
     "lora and router": dict(train_router=True),
-    "two layers' memory": dict(fine_tune_type="memory", memory_layers=[1]),
+    "one layer's memory": dict(fine_tune_type="memory", memory_layers=[1]),
     "last layer": dict(num_layers=1),
 }
 
@@ -40,33 +41,40 @@ def train_losses(folder) -> list[float]:
 def test_loss_falls_and_the_adapter_is_the_model(kind, options, model):
     """What was trained, what fm_mlx loads, and what mlx-lm loads are one model."""
     chosen = options(**KINDS[kind], iters=12)
-    result = tune(chosen)
-    assert result.after < result.before
     tokens = mx.arange(40)[None] + 5
+    before = model(tokens)
+    data = load_data(chosen, fm_mlx.load(chosen.model)[1])
+    result = tune_model(model, data["train"], data["valid"], chosen)
+    assert result.after < result.before
+    trained = model(tokens)
+    assert not mx.allclose(trained, before, rtol=0, atol=1e-3)
     ours, _ = fm_mlx.load(chosen.model, adapter_path=chosen.adapter_path)
-    assert not mx.allclose(ours(tokens), model(tokens), rtol=0, atol=1e-3)
+    assert mx.array_equal(ours(tokens), trained)
     if kind == "lora and router":
         with pytest.raises(ValueError, match=r"router.weight: not an adapter parameter"):
             mlx_lm.load(chosen.model, adapter_path=chosen.adapter_path)
     else:
         theirs, _ = mlx_lm.load(chosen.model, adapter_path=chosen.adapter_path)
-        assert mx.array_equal(ours(tokens), theirs(tokens))
+        assert mx.array_equal(theirs(tokens), trained)
     assert evaluate(chosen) == pytest.approx(result.after, rel=0.2)
 
 
 def test_what_is_tuned(options):
-    saved = {}
+    saved, layers = {}, {}
     for kind, changes in KINDS.items():
         chosen = options(**changes, iters=1, adapter_path=options().adapter_path + kind)
         tune(chosen)
         names = mx.load(f"{chosen.adapter_path}/adapters.safetensors")
+        layers[kind] = {name.split(".layers.")[1][0] for name in names}
         saved[kind] = {name.split(".", 3)[-1] if "layers" in name else name for name in names}
     linear = ("memory.in_proj", "memory.out_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
     low_rank = {f"{name}.lora_{x}" for name in linear for x in "ab"}
     assert saved["lora"] == low_rank
     assert saved["lora and router"] == low_rank | {"memory.router.weight"}
     assert saved["dora"] == low_rank | {f"{name}.m" for name in linear}
-    assert saved["memory"] == {"m"}
+    assert saved["memory"] == saved["one layer's memory"] == {"m"}
+    only = {"one layer's memory": {"1"}, "last layer": {"1"}}
+    assert layers == {kind: only.get(kind, {"0", "1"}) for kind in KINDS}
     norms = {"memory_norm.weight", "mlp_norm.weight"}
     assert saved["full"] == {f"{name}.weight" for name in linear} | norms
 
@@ -164,8 +172,6 @@ def test_accumulated_gradients_are_those_of_a_larger_batch(options, tmp_path):
     small, large = str(tmp_path / "small"), str(tmp_path / "large")
     one = options(batching="bucket", max_seq_length=32)
     model, tokenizer = fm_mlx.load(one.model)
-    from fm_mlx.lora.data import load_data
-
     train = load_data(one, tokenizer)["train"][:8]  # windows of one length
     changes = dict(batching="bucket", optimizer="sgd", learning_rate=0.1)
     tune_model(model, train, [], options(
@@ -230,17 +236,19 @@ def test_killed_anywhere(options, tmp_path):
         deadline = time.monotonic() + 60
         while run.poll() is None and _steps(folder) <= some and time.monotonic() < deadline:
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.05))
+        time.sleep(rng.uniform(0, 0.1))
         run.send_signal(signal.SIGKILL)
         output = run.communicate()[0]
         assert run.returncode == -signal.SIGKILL, output
         if checkpoint.find(folder):
             now = checkpoint.read(folder)
-            mx.load(str(folder / "adapters.safetensors"))
+            for file in folder.glob("[!.]*.safetensors"):
+                mx.load(str(file))
             assert now.step >= saved and _steps(folder) - now.step <= every + 1
             saved = now.step
     assert saved > 0
     finished(started(chosen, "--resume"))
+    assert not list(folder.glob(".*"))
     finished(unbroken)
     assert train_losses(folder) == train_losses(whole.adapter_path)
 
@@ -248,6 +256,15 @@ def test_killed_anywhere(options, tmp_path):
 def _steps(folder: Path) -> int:
     """Steps that a run has reported."""
     return max((line["iteration"] for line in curves.read_log(folder)), default=0)
+
+
+def test_compiled_steps_are_the_others(options, tmp_path):
+    """As users run it: the step is compiled, with the memories that it carries."""
+    one, two = (options(adapter_path=str(tmp_path / name)) for name in ("one", "two"))
+    tune(one)
+    mx.enable_compile()
+    tune(two)
+    assert train_losses(two.adapter_path) == pytest.approx(train_losses(one.adapter_path), rel=1e-4)
 
 
 @pytest.mark.parametrize("batching", ["bucket", "pack", "stream"])

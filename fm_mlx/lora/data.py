@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def load_data(
     path = None if options.data is None else Path(options.data).expanduser()
     if options.hf_dataset is None and path.is_dir():
         return {name: _read_split(path / f"{name}.jsonl", options, tokenizer) for name in splits}
-    found = dict(zip(SPLITS, _from_hub(options, tokenizer), strict=True))
+    found = dict(zip(SPLITS, _from_hub(options, tokenizer, splits), strict=True))
     return {name: _processed(found[name]) for name in splits}
 
 
@@ -140,11 +141,11 @@ def _joined(
     return prompt + completion + end, len(prompt) if options.mask_prompt else 0
 
 
-def _from_hub(options: Options, tokenizer: TokenizerWrapper) -> tuple[Any, Any, Any]:
+def _from_hub(
+    options: Options, tokenizer: TokenizerWrapper, splits: Sequence[str]
+) -> tuple[Any, Any, Any]:
     """mlx-lm's data sets of train, valid and test."""
-    from types import SimpleNamespace
-
-    asked = SimpleNamespace(**vars(options), train=False, test=False)
+    asked = SimpleNamespace(**vars(options), train="train" in splits, test="test" in splits)
     try:
         return load_hub_dataset(asked, tokenizer)
     except ModuleNotFoundError as error:

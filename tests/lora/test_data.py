@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,6 +98,29 @@ def test_windows_cover_a_text_file(tmp_path, loaded):
     assert {len(example.tokens) for example in examples[:-1]} == {17}
     targets = [t for example in examples for t in example.tokens[1:].tolist()]
     assert targets == whole[1:]
+
+
+@pytest.mark.parametrize("custom", [False, True])
+def test_hub_data_is_mlx_lms(custom, loaded, monkeypatch):
+    """Without a network: a stand-in for the package that fetches."""
+    rows = {"train": [{"text": "the river"}] * 3, "test": [{"text": "a stone"}]}
+    rows["valid"] = rows["train[-10%:]"] = [{"text": "the light"}]
+    rows["train[:80%]"] = rows["train"]
+
+    def load_dataset(path, split=None):
+        assert path == "someone/something"
+        return rows if split is None else rows[split]
+
+    exceptions = SimpleNamespace(DatasetNotFoundError=KeyError)
+    stand_in = SimpleNamespace(load_dataset=load_dataset, exceptions=exceptions)
+    monkeypatch.setitem(sys.modules, "datasets", stand_in)
+    where = dict(data="someone/something")
+    if custom:
+        where = dict(hf_dataset={"path": "someone/something", "test_split": "test"})
+    found = load_data(Options(**where), loaded[1], ("train", "valid"))
+    assert {name: len(examples) for name, examples in found.items()} == {"train": 3, "valid": 1}
+    (example,) = load_data(Options(**where), loaded[1], ("test",))["test"]
+    assert loaded[1].decode(example.tokens[:-1].tolist()) == "a stone"
 
 
 BAD_LINES = {

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 from fm_mlx.convert.key_map import KeyMap, Weight
-from fm_mlx.model import MODEL_TYPE, ModelArgs
+from fm_mlx.model import MODEL_TYPE, ModelArgs, shown
+from fm_mlx.weights import EMBEDDING, layer_numbers, sizes_told_by, weight_shapes
 
 # What no shape tells, with the option that gives it.
 UNSEEN = {
@@ -19,58 +19,13 @@ UNSEEN = {
     "memory_norm_eps": "--memory-norm-eps",
 }
 
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Weights without whose shapes there is no model.
 _TELLING = (
-    _EMBEDDING,
+    EMBEDDING,
     "model.layers.0.memory.in_proj.weight",
     "model.layers.0.memory.router.weight",
     "model.layers.0.mlp.gate_proj.weight",
 )
-_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
-
-
-def weight_shapes(args: ModelArgs) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight of a model."""
-    hidden, width, inner = args.hidden_size, args.memory_size, args.intermediate_size
-    shapes = {_EMBEDDING: (args.vocab_size, hidden), "model.norm.weight": (hidden,)}
-    for i in range(args.num_hidden_layers):
-        block = {
-            "memory_norm": (hidden,),
-            "memory.in_proj": (width, hidden),
-            "memory.router": (args.num_memory_states + 2, hidden),
-            "memory.out_proj": (hidden, width),
-            "mlp_norm": (hidden,),
-            "mlp.gate_proj": (inner, hidden),
-            "mlp.up_proj": (inner, hidden),
-            "mlp.down_proj": (hidden, inner),
-        }
-        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in block.items()}
-    if not args.tie_word_embeddings:
-        shapes[_HEAD] = (args.vocab_size, hidden)
-    return shapes
-
-
-def shapes_tell(weights: Mapping[str, Weight]) -> dict[str, Any]:
-    """The keys of config.json that weights under our names give away, as far as they do."""
-
-    def size(name: str, axis: int) -> int | None:
-        weight = weights.get(name)
-        return weight.shape[axis] if weight is not None and len(weight.shape) == 2 else None
-
-    layers = {int(found[1]) for name in weights if (found := _LAYER.match(name))}
-    first = "model.layers.0."
-    router = size(f"{first}memory.router.weight", 0)
-    told = {
-        "vocab_size": size(_EMBEDDING, 0),
-        "hidden_size": size(_EMBEDDING, 1),
-        "num_hidden_layers": max(layers) + 1 if layers else None,
-        "memory_size": size(f"{first}memory.in_proj.weight", 0),
-        "num_memory_states": None if router is None else router - 2,
-        "intermediate_size": size(f"{first}mlp.gate_proj.weight", 0),
-        "tie_word_embeddings": _HEAD not in weights,
-    }
-    return {key: value for key, value in told.items() if value is not None}
 
 
 def model_args(
@@ -86,9 +41,9 @@ def model_args(
     Raises:
         ValueError: if something is missing or makes no sense.
     """
-    told = shapes_tell(weights)
+    told = sizes_told_by({name: weight.shape for name, weight in weights.items()})
     notes = [
-        f"config.json says {key} = {config[key]!r}; the weights say {value!r}"
+        f"config.json says {key} = {shown(config[key])}; the weights say {value!r}"
         for key, value in told.items()
         if key in config and config[key] != value
     ]
@@ -134,9 +89,9 @@ def differences(weights: Mapping[str, Weight], shapes: Mapping[str, tuple[int, .
 
 def recognised(weights: Mapping[str, Weight]) -> int:
     """How many weights bear a name of ours: how well a key map fits."""
-    count = max((int(f[1]) for n in weights if (f := _LAYER.match(n))), default=-1) + 1
+    layers = max(len(layer_numbers(weights)), 1)
     probe = ModelArgs(
-        hidden_size=1, num_hidden_layers=max(count, 1), intermediate_size=1, vocab_size=1,
+        hidden_size=1, num_hidden_layers=layers, intermediate_size=1, vocab_size=1,
         num_memory_states=1, num_active_states=1, tie_word_embeddings=False,
     )  # fmt: skip
     return len(set(weights) & set(weight_shapes(probe)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fm_mlx.convert.key_map import KeyMap, key_map
 
 _ROUTER = {
@@ -27,22 +29,47 @@ _MIXER = r"\.(?:self_attn|attention|attn|mixer|fm|factorization_memory|memory)\.
 
 OURS = key_map("fm-mlx", {})
 
+# Modules of fm_mlx.convert.torch_reference beside ours; {i} is the number of a layer. What the
+# reference holds in w_alpha, w_eta and w_mu are the rows of our router.
+REFERENCE_MODULES = {
+    "embedding": "model.embed_tokens",
+    "blocks.{i}.norm1": "model.layers.{i}.memory_norm",
+    "blocks.{i}.memory.w_in": "model.layers.{i}.memory.in_proj",
+    "blocks.{i}.memory.w_alpha": "model.layers.{i}.memory.w_alpha",
+    "blocks.{i}.memory.w_eta": "model.layers.{i}.memory.w_eta",
+    "blocks.{i}.memory.w_mu": "model.layers.{i}.memory.w_mu",
+    "blocks.{i}.memory.w_out": "model.layers.{i}.memory.out_proj",
+    "blocks.{i}.norm2": "model.layers.{i}.mlp_norm",
+    "blocks.{i}.mlp.gate": "model.layers.{i}.mlp.gate_proj",
+    "blocks.{i}.mlp.up": "model.layers.{i}.mlp.up_proj",
+    "blocks.{i}.mlp.down": "model.layers.{i}.mlp.down_proj",
+    "norm": "model.norm",
+    "head": "lm_head",
+}
+
+
+def renaming(old: str, new: str) -> list[str]:
+    """A rename entry of a key map for the weights of a module; {i} is the number of a layer."""
+    pattern = re.escape(old).replace(r"\{i\}", r"(\d+)")
+    return [rf"^{pattern}\.weight$", new.replace("{i}", r"\1") + ".weight"]
+
+
 REFERENCE = key_map(
     "fm_mlx.convert.torch_reference",
     {
         "rename": [
-            [r"^embedding\.", "model.embed_tokens."],
-            [r"^blocks\.(\d+)\.norm1\.", r"model.layers.\1.memory_norm."],
-            [r"^blocks\.(\d+)\.norm2\.", r"model.layers.\1.mlp_norm."],
+            *(renaming(theirs, ours) for theirs, ours in REFERENCE_MODULES.items()),
+            # a misspelt name stands beside ours all the same
             [r"^blocks\.(\d+)\.", r"model.layers.\1."],
-            [r"\.mlp\.(gate|up|down)\.weight$", r".mlp.\1_proj.weight"],
-            [r"\.memory\.w_in\.", ".memory.in_proj."],
-            [r"\.memory\.w_out\.", ".memory.out_proj."],
-            [r"^norm\.", "model.norm."],
-            [r"^head\.", "lm_head."],
         ],
         "concat": [_ROUTER],
     },
+)
+
+# The way back; the router is split first (`fm_mlx.convert.export`).
+TO_REFERENCE = key_map(
+    "to fm_mlx.convert.torch_reference",
+    {"rename": [renaming(ours, theirs) for theirs, ours in REFERENCE_MODULES.items()]},
 )
 
 HUGGING_FACE = key_map(

@@ -131,6 +131,30 @@ class KeyMap:
             weights = _concat(weights, concat)
         return weights
 
+    def idle_patterns(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """A line for each pattern that matches no name that it meets in `apply`."""
+        names = set(tensors)
+        steps: list[tuple[str, int, re.Pattern, set[str]]] = []
+        for i, pattern in enumerate(self.ignore, 1):
+            steps.append(("ignore", i, pattern, names))
+        kept = {name for name in names if not any(p.search(name) for p in self.ignore)}
+        for i, pattern in enumerate(self.transpose, 1):
+            steps.append(("transpose", i, pattern, kept))
+        for i, (pattern, replacement) in enumerate(self.rename, 1):
+            steps.append(("rename", i, pattern, kept))
+            kept = {pattern.sub(replacement, name) for name in kept}
+        for i, split in enumerate(self.split, 1):
+            steps.append(("split", i, split.match, kept))
+            parts = {split.match.sub(into, name, count=1) for name in kept for into in split.into}
+            kept = {name for name in kept if not split.match.search(name)} | parts
+        for i, concat in enumerate(self.concat, 1):
+            steps += [("concat", i, pattern, kept) for pattern in concat.match]
+        return [
+            f"{step} {i} of {self.name}: {pattern.pattern!r} matches no name"
+            for step, i, pattern, met in steps
+            if not any(pattern.search(name) for name in met)
+        ]
+
 
 def _put(weights: dict[str, Weight], name: str, weight: Weight) -> None:
     if name in weights:

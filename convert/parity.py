@@ -17,10 +17,10 @@ import numpy as np
 
 from fm_mlx.convert.export import to_reference
 from fm_mlx.convert.key_map import Weight
-from fm_mlx.files import write_json
+from fm_mlx.metal_kernels.chunk_scan import MAX_CHUNK
 from fm_mlx.model import Model, ModelArgs
-from fm_mlx.ops.chunk_map import MAX_CHUNK
-from fm_mlx.tables import aligned
+from fm_mlx.support.files import write_json
+from fm_mlx.support.tables import aligned
 
 # max |dlogit| that is allowed, by the dtype of the weights as converted: float32 rounding,
 # and for 16 bits that of every layer's activations.
@@ -186,8 +186,8 @@ def torch_model(weights: Mapping[str, Weight], args: ModelArgs) -> Any:
     keys = Config.__dataclass_fields__
     model = LanguageModel(Config(**{key: getattr(args, key) for key in keys}))
     state = {
-        name: torch.from_numpy(np.array(read().astype(mx.float32)))
-        for name, read in to_reference(weights).items()
+        name: torch.from_numpy(np.array(weight.read().astype(mx.float32)))
+        for name, weight in to_reference(weights).items()
     }
     model.load_state_dict(state)
     return model.eval()
@@ -205,11 +205,7 @@ def torch_outputs(model: Any, tokens: list[int]) -> tuple[np.ndarray, list[np.nd
 
 def mlx_outputs(model: Model, tokens: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:
     """Logits (T, vocab) in float64, and the residual stream after each block."""
-    x, update = model.model.embed_tokens(mx.array([tokens])), None
-    stream = [x]
-    for block in model.layers:
-        x, update = block(x, update)
-        stream.append(x + update)
+    stream = model.model.residual_streams(mx.array([tokens]))
     logits = model(mx.array([tokens]))
     return _wide(logits[0]), [_wide(x[0]) for x in stream]
 

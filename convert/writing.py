@@ -12,9 +12,9 @@ from mlx_lm.convert import mixed_quant_predicate_builder
 from mlx_lm.utils import load_model, quantize_model, save_model
 
 from fm_mlx.convert.key_map import Weight
-from fm_mlx.files import write_json
 from fm_mlx.loading import TOKENIZER_FILES
-from fm_mlx.model import MODEL_TYPE, Model, ModelArgs
+from fm_mlx.model import MODEL_TYPE, ModelArgs
+from fm_mlx.support.files import write_json
 
 # A shard of mlx-lm's; smaller ones for checkpoints in smaller shards.
 LARGEST_SHARD = 5 << 30
@@ -173,8 +173,3 @@ def quantise(
             shutil.copyfile(file, folder / file.name)
     quantisation = {key: config[key] for key in ("quantization", "quantization_config")}
     write_config(folder, ModelArgs.from_dict(config), quantisation | dict(more))
-
-
-def precise(name: str) -> bool:
-    """Whether a weight stays float32: routers and norms."""
-    return not Model.cast_predicate.fget(None)(name)

@@ -18,9 +18,9 @@ from pydoc_data.topics import topics
 
 from mlx_lm.convert import convert
 
-from fm_mlx.allocator import keep_freed_memory
 from fm_mlx.loading import PRETRAINED
 from fm_mlx.lora import Options, curves, tune
+from fm_mlx.support.allocator import keep_freed_memory
 
 KINDS = {
     "LoRA": dict(),

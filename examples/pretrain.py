@@ -36,7 +36,7 @@ from mlx_lm.models import llama
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 import fm_mlx
-from fm_mlx.allocator import keep_freed_memory
+from fm_mlx.support.allocator import keep_freed_memory
 
 VOCAB_SIZE = 2048
 HELD_OUT_EVERY = 20

@@ -2,6 +2,6 @@
 
 import sys
 
-from fm_mlx.cli import main
+from fm_mlx.commands.cli import main
 
 sys.exit(main())

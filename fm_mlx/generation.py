@@ -14,6 +14,8 @@ from mlx_lm.generate import stream_generate as stream_generate_of_tokens
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from fm_mlx.finite import check_logprob, check_states
+
 # Characters that are tokenized at a time.
 _BLOCK = 16384
 
@@ -55,6 +57,7 @@ def stream_generate(
 
     Raises:
         ValueError: the prompt is empty, or ``max_tokens`` is 0.
+        NotFiniteError: the model computes NaN; names the first layer that does.
     """
     if max_tokens == 0:
         raise ValueError("max_tokens is 0; allowed are whole numbers from 1, and -1 for no limit")
@@ -80,16 +83,23 @@ def stream_generate(
     if len(prompt) == 0 and options.get("input_embeddings") is None:
         raise ValueError("the prompt is empty")
 
-    for response in stream_generate_of_tokens(
-        model,
-        tokenizer,
-        prompt,
-        max_tokens,
-        prompt_cache=prompt_cache,
-        prefill_step_size=prefill_step_size,
-        prompt_progress_callback=lambda done, total: progress(read + done, read + total),
-        **options,
+    for number, response in enumerate(
+        stream_generate_of_tokens(
+            model,
+            tokenizer,
+            prompt,
+            max_tokens,
+            prompt_cache=prompt_cache,
+            prefill_step_size=prefill_step_size,
+            prompt_progress_callback=lambda done, total: progress(read + done, read + total),
+            **options,
+        )
     ):
+        token = response.token
+        check_logprob(
+            response.logprobs[token].item(), model, prompt_cache, token,
+            f"generation stopped before token {number + 1}",
+        )  # fmt: skip
         if read:
             prompt_time = reading_time + response.prompt_tokens / response.prompt_tps
             count = read + response.prompt_tokens
@@ -295,6 +305,7 @@ def _read_all_but_last(
                 mx.clear_cache()
                 start += size
                 read += size
+                check_states(model, cache, f"reading stopped within the first {read:,} tokens")
                 progress(read, None)
             waiting = waiting[start:]
     return waiting, read

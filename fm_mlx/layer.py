@@ -8,7 +8,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache
 
-from fm_mlx import memory, ops
+from fm_mlx import cache as caches
+from fm_mlx import ops
+from fm_mlx.ops import DenseRouting, SparseRouting
 
 
 class Router(nn.Module):
@@ -35,11 +37,11 @@ class FactorizationMemory(nn.Module):
     The state (B, m, d), always float32, lives in the cache.
 
     Args:
-        hidden_size: width of x.
+        hidden_size: the width of x.
         memory_size: d, the width of a row.
-        num_memory_states: m.
-        num_active_states: k; k = m is the dense layer.
-        affinity_temperature: tau.
+        num_memory_states: m, the number of rows.
+        num_active_states: k, the rows that a token touches; k = m is the dense layer.
+        affinity_temperature: tau, by which the routing logits are divided.
         eps: added to the mean square of a row before its root.
     """
 
@@ -67,67 +69,78 @@ class FactorizationMemory(nn.Module):
         x: mx.array,
         mask: mx.array | None = None,
         cache: ArraysCache | None = None,
-        initial: mx.array | None = None,
-        starts: mx.array | None = None,
+        initial_state: mx.array | None = None,
+        reset_positions: mx.array | None = None,
     ) -> mx.array:
-        """Read x (B, T, hidden) into the memory; what was read out has the same shape.
+        """Write the tokens x (B, T, hidden) to the memory, and read: (B, T, hidden).
 
         Args:
             x: the tokens.
             mask: (B, T) bool; False marks padding, which leaves the state as it is.
-            cache: holds the state to start from, and then the last one (`fm_mlx.memory`).
-            initial: (m, d) float32, the memory of a text that begins; None is zeros.
-            starts: (B, R) integers: tokens at which another text begins (`ops.memory_scan`).
+            cache: holds the state to start from, and afterwards the last one (`fm_mlx.cache`).
+            initial_state: (m, d) float32, or (B, m, d): the state before the first token of a
+                text; None stands for zeros.
+            reset_positions: (B, R) integers, the tokens at which another text begins
+                (`ops.memory_scan`).
         """
-        weights = self.route(x, cache)
+        routing = self.route(x, cache)
         values = self.in_proj(x)
-        return self.out_proj(self.remember(weights, values, mask, cache, initial, starts))
+        read = self.recurrence(routing, values, mask, cache, initial_state, reset_positions)
+        return self.out_proj(read)
 
-    def route(self, x: mx.array, cache: ArraysCache | None = None) -> tuple[mx.array, ...]:
-        """Which rows the tokens x (B, T, hidden) touch, and how strongly.
+    def route(self, x: mx.array, cache: ArraysCache | None = None) -> SparseRouting | DenseRouting:
+        """Choose the rows that the tokens x (B, T, hidden) touch, and how strongly.
 
         Returns:
-            indices, theta and phi (B, 1, k) of the active rows (`ops.route`) if one token meets
-            a cache of two buffers; else theta and phi (B, T, m) (`ops.route_dense`).
+            The active rows alone if one token meets a cache of two buffers, else all rows.
         """
-        routing = self.router(x)
-        if x.shape[1] == 1 and memory.is_buffered(cache) and memory.holds(cache, len(x)):
-            return ops.route(routing, self.num_active_states, self.affinity_temperature)
-        return ops.route_dense(routing, self.num_active_states, self.affinity_temperature)
+        logits = self.router(x)
+        sparse = x.shape[1] == 1 and caches.takes_rows(cache, batch=len(x))
+        route = ops.route if sparse else ops.route_dense
+        return route(logits, self.num_active_states, self.affinity_temperature)
 
-    def remember(
+    def recurrence(
         self,
-        weights: tuple[mx.array, ...],
+        routing: SparseRouting | DenseRouting,
         values: mx.array,
         mask: mx.array | None = None,
         cache: ArraysCache | None = None,
-        initial: mx.array | None = None,
-        starts: mx.array | None = None,
+        initial_state: mx.array | None = None,
+        reset_positions: mx.array | None = None,
     ) -> mx.array:
-        """Write the values (B, T, d) by the weights of `route`, and read: y (B, T, d)."""
-        if len(weights) == 3:
-            y = memory.step(cache, *weights, values, mask, self.eps)
+        """Write the values (B, T, d) as `route` says, and read: y (B, T, d)."""
+        if isinstance(routing, SparseRouting):
+            assert cache is not None  # only a cache of two buffers is routed so
+            y = caches.step(cache, routing, values, mask, self.eps)
         else:
-            y = self._on_all_rows(*weights, values, mask, cache, initial, starts)
+            y = self._on_all_rows(routing, values, mask, cache, initial_state, reset_positions)
         if cache is not None:
             cache.advance(values.shape[1])
         return y
 
-    def _on_all_rows(self, theta, phi, values, mask, cache, initial, starts):
-        state = None if cache is None else memory.state_of(cache)
+    def _on_all_rows(self, routing, values, mask, cache, initial_state, reset_positions):
+        theta, phi = routing
+        state = None if cache is None else caches.state_of(cache)
         if state is None:
-            state = initial
+            state = initial_state
         if state is None:
             state = mx.zeros(theta.shape[-1:] + values.shape[-1:], mx.float32)
-        # the memory that a fresh cache holds is there once
+        # the initial state of a fresh cache is there once for the whole batch
         state = mx.broadcast_to(state, (len(values), *state.shape[-2:]))
-        if starts is not None:
+        if reset_positions is not None:
             y, state = ops.memory_scan(
-                theta, phi, values, state, mask, eps=self.eps, starts=starts, restart=initial
+                theta,
+                phi,
+                values,
+                state,
+                mask,
+                eps=self.eps,
+                reset_positions=reset_positions,
+                reset_state=initial_state,
             )
         else:
             recurrence = ops.memory_step if values.shape[1] == 1 else ops.memory_scan
             y, state = recurrence(theta, phi, values, state, mask, eps=self.eps)
         if cache is not None:
-            memory.set_state(cache, state, self.num_active_states)
+            caches.set_state(cache, state, self.num_active_states)
         return y

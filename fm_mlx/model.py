@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import BaseModelArgs, create_ssm_mask
 from mlx_lm.models.cache import ArraysCache
 
-from fm_mlx import initial_memory, memory, ops
+from fm_mlx import cache as caches
+from fm_mlx import initial_memory, ops
 from fm_mlx.initial_memory import InitialMemory
 from fm_mlx.layer import FactorizationMemory
+from fm_mlx.precision import may_be_quantised, stays_float32
 
 MODEL_TYPE = "factorization_memory"
+
+# Sizes beyond this are no sizes of an array of MLX.
+_LARGEST = 2**31 - 1
+
+# Finite float32 logits divided by tau stay finite, and eps keeps a row of zeros apart from 0.
+_RANGES = {
+    "affinity_temperature": (1e-6, 1e6),
+    "rms_norm_eps": (1e-30, 1.0),
+    "memory_norm_eps": (1e-30, 1.0),
+}
 
 
 @dataclass
@@ -22,21 +35,21 @@ class ModelArgs(BaseModelArgs):
     """The keys of ``config.json``; the defaults are the paper's choices (arXiv:2511.00315).
 
     Attributes:
-        hidden_size: width of the residual stream.
-        num_hidden_layers: blocks.
-        intermediate_size: width of the SwiGLU.
-        vocab_size: tokens.
-        memory_size: d, width of a row of the memory; None: hidden_size.
-        num_memory_states: m, rows of the memory.
-        num_active_states: k, rows a token writes and reads; None: a quarter of m.
+        hidden_size: The width of the residual stream.
+        num_hidden_layers: The number of blocks.
+        intermediate_size: The width of the SwiGLU.
+        vocab_size: The number of tokens of the vocabulary.
+        memory_size: d, the width of a row of the memory; hidden_size if absent.
+        num_memory_states: m, the number of rows of the memory.
+        num_active_states: k, the rows that a token writes and reads; a quarter of m if absent.
             k = m is the dense model.
-        affinity_temperature: tau of the routing softmax.
-        rms_norm_eps: of the norms in the residual stream.
-        memory_norm_eps: of the row norm inside the memory.
-        tie_word_embeddings: the head is the embedding.
+        affinity_temperature: tau, by which the routing logits are divided.
+        rms_norm_eps: Added to the mean square in the norms of the residual stream.
+        memory_norm_eps: Added to the mean square in the row norm inside the memory.
+        tie_word_embeddings: Whether the head is the embedding.
 
     Raises:
-        ValueError: names the key, its value and what is allowed.
+        ValueError: The text names the key, its value and what is allowed.
     """
 
     hidden_size: int
@@ -44,9 +57,10 @@ class ModelArgs(BaseModelArgs):
     intermediate_size: int
     vocab_size: int
     model_type: str = MODEL_TYPE
-    memory_size: int | None = None
+    # None, until __post_init__ puts a number there
+    memory_size: int = cast(int, None)
     num_memory_states: int = 64
-    num_active_states: int | None = None
+    num_active_states: int = cast(int, None)
     affinity_temperature: float = 1.0
     rms_norm_eps: float = 1e-6
     memory_norm_eps: float = 1e-6
@@ -54,7 +68,7 @@ class ModelArgs(BaseModelArgs):
 
     def __post_init__(self):
         if self.model_type != MODEL_TYPE:
-            raise ValueError(f"model_type is {self.model_type!r}; allowed is {MODEL_TYPE!r}")
+            raise ValueError(f"model_type is {shown(self.model_type)}; allowed is {MODEL_TYPE!r}")
         if self.memory_size is None:
             self.memory_size = self.hidden_size
         for key in (
@@ -65,25 +79,26 @@ class ModelArgs(BaseModelArgs):
             "memory_size",
             "num_memory_states",
         ):
-            self._check_integer(key, most=None)
+            self._check_integer(key)
         if self.num_active_states is None:
             self.num_active_states = max(1, self.num_memory_states // 4)
-        self._check_integer("num_active_states", most=self.num_memory_states)
-        for key in ("affinity_temperature", "rms_norm_eps", "memory_norm_eps"):
+        self._check_integer("num_active_states", self.num_memory_states, " (num_memory_states)")
+        for key, (least, most) in _RANGES.items():
             value = getattr(self, key)
-            if not _is_number(value) or not 0 < value < float("inf"):
-                raise ValueError(f"{key} is {value!r}; allowed are finite numbers above 0")
+            if not _is_number(value) or not least <= value <= most:
+                raise ValueError(
+                    f"{key} is {shown(value)}; allowed are numbers from {least:g} to {most:g}"
+                )
         if not isinstance(self.tie_word_embeddings, bool):
             raise ValueError(
-                f"tie_word_embeddings is {self.tie_word_embeddings!r}; allowed are true and false"
+                f"tie_word_embeddings is {shown(self.tie_word_embeddings)}; "
+                "allowed are true and false"
             )
 
-    def _check_integer(self, key: str, most: int | None) -> None:
+    def _check_integer(self, key: str, most: int = _LARGEST, why: str = "") -> None:
         value = getattr(self, key)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or value < 1 or (most is not None and value > most):
-            allowed = f"1 to {most} (num_memory_states)" if most else "whole numbers from 1"
-            raise ValueError(f"{key} is {value!r}; allowed are {allowed}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise ValueError(f"{key} is {shown(value)}; allowed are 1 to {most}{why}")
 
     @classmethod
     def from_dict(cls, params: dict[str, Any]) -> ModelArgs:
@@ -97,6 +112,15 @@ class ModelArgs(BaseModelArgs):
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def shown(value: object) -> str:
+    """A value for a one-line message, whatever its size."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print an integer of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 class RMSNorm(nn.RMSNorm):
@@ -147,39 +171,65 @@ class Block(nn.Module):
         update: mx.array | None = None,
         mask: mx.array | None = None,
         cache: ArraysCache | None = None,
-        initial: mx.array | None = None,
-        starts: mx.array | None = None,
+        initial_state: mx.array | None = None,
+        reset_positions: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]:
         x, normed = self.memory_norm(x, update)
-        x, normed = self.mlp_norm(x, self.memory(normed, mask, cache, initial, starts))
+        read = self.memory(normed, mask, cache, initial_state, reset_positions)
+        x, normed = self.mlp_norm(x, read)
         return x, self.mlp(normed)
 
 
 class Backbone(nn.Module):
-    """Embedding, blocks and the last norm: tokens (B, T) -> (B, T, hidden)."""
+    """Embedding, blocks and the last norm: tokens (B, T) -> (B, T, hidden).
+
+    Attributes:
+        gradient_checkpointing: Whether the blocks are computed anew in the backward pass, so
+            that a training step keeps less.
+    """
 
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
         self.layers = [Block(args) for _ in range(args.num_hidden_layers)]
         self.norm = RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
+        self.gradient_checkpointing = False
 
     def __call__(
         self,
         inputs: mx.array,
         cache: list[ArraysCache] | None = None,
         input_embeddings: mx.array | None = None,
-        initial: list[mx.array | None] | None = None,
-        starts: mx.array | None = None,
+        initial_states: Sequence[mx.array | None] | None = None,
+        reset_positions: mx.array | None = None,
     ) -> mx.array:
         x = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
         nothing = [None] * len(self.layers)
-        cache, initial = cache or nothing, initial or nothing
-        mask = create_ssm_mask(x, cache[0])
+        cache_of_layers, initial_states = cache or nothing, initial_states or nothing
+        mask = create_ssm_mask(x, cache_of_layers[0])
         update = None
-        for layer, layer_cache, begin in zip(self.layers, cache, initial, strict=True):
-            x, update = layer(x, update, mask, layer_cache, begin, starts)
+        for layer, layer_cache, initial_state in zip(
+            self.layers, cache_of_layers, initial_states, strict=True
+        ):
+            block = nn.utils.checkpoint(layer) if self.gradient_checkpointing else layer
+            x, update = block(x, update, mask, layer_cache, initial_state, reset_positions)
         return self.norm(x, update)[1]
+
+    def residual_streams(
+        self, inputs: mx.array, cache: list[ArraysCache] | None = None
+    ) -> list[mx.array]:
+        """The residual stream (B, T, hidden) after the embedding and after each block.
+
+        Args:
+            inputs: tokens (B, T).
+            cache: read and updated; None begins a text.
+        """
+        x, update = self.embed_tokens(inputs), None
+        streams = [x]
+        for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers), strict=True):
+            x, update = layer(x, update, cache=layer_cache)
+            streams.append(x + update)
+        return streams
 
 
 class Model(nn.Module):
@@ -201,7 +251,7 @@ class Model(nn.Module):
         inputs: mx.array,
         cache: list[ArraysCache] | None = None,
         input_embeddings: mx.array | None = None,
-        starts: mx.array | None = None,
+        reset_positions: mx.array | None = None,
     ) -> mx.array:
         """Logits (B, T, vocab) of tokens (B, T), in the dtype of the weights.
 
@@ -209,11 +259,15 @@ class Model(nn.Module):
             inputs: token ids.
             cache: of `make_cache`; read and updated.
             input_embeddings: (B, T, hidden), used instead of the embedded ids.
-            starts: (B, R) integers, rising in a row: tokens at which another text begins, with
-                a memory of its own; from T on: none (`ops.memory_scan`).
+            reset_positions: (B, R) integers, rising in a row: tokens at which another text
+                begins, with a memory of its own; a position from T on resets nothing
+                (`ops.memory_scan`).
         """
-        initial = self.initial_memory.states()
-        return self.logits(self.model(inputs, cache, input_embeddings, initial, starts))
+        initial_states = None
+        if cache is None or cache[0][0] is None or reset_positions is not None:
+            initial_states = self.initial_memory.states()
+        hidden = self.model(inputs, cache, input_embeddings, initial_states, reset_positions)
+        return self.logits(hidden)
 
     def logits(self, x: mx.array) -> mx.array:
         """The head: (..., hidden) after the last norm -> (..., vocab)."""
@@ -226,18 +280,18 @@ class Model(nn.Module):
         return self.model.layers
 
     def make_cache(self) -> list[ArraysCache]:
-        """One cache per layer, for one state or for two that take turns (`fm_mlx.memory`)."""
+        """One cache per layer, for one state or for two that take turns (`fm_mlx.cache`)."""
         args = self.args
-        entries = memory.cache_entries(
+        entries = caches.cache_entries(
             args.num_memory_states, args.num_active_states, args.memory_size
         )
-        caches = [ArraysCache(size=entries) for _ in self.layers]
-        # what was learned stands in the caches from the start: to mlx-lm, which joins caches
-        # into batches, one without a state is one of zeros
-        for cache, state in zip(caches, self.initial_memory.states(), strict=True):
+        made = [ArraysCache(size=entries) for _ in self.layers]
+        # a learned state stands in the caches from the start: mlx-lm, which joins caches into
+        # batches, takes one without a state for one of zeros
+        for cache, state in zip(made, self.initial_memory.states(), strict=True):
             if state is not None:
-                memory.set_state(cache, state[None], args.num_active_states)
-        return caches
+                caches.set_state(cache, state[None], args.num_active_states)
+        return made
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Weights as this model wants them: no second head if tied, float32 where it counts.
@@ -247,7 +301,7 @@ class Model(nn.Module):
         if any(name.startswith(f"{initial_memory.PREFIX}.") for name in weights):
             self.initial_memory = self.initial_memory.to_lora()
         kept = {
-            name: weight if self.cast_predicate(name) else weight.astype(mx.float32)
+            name: weight.astype(mx.float32) if stays_float32(name) else weight
             for name, weight in weights.items()
         }
         if self.args.tie_word_embeddings:
@@ -255,16 +309,11 @@ class Model(nn.Module):
         return kept
 
     @property
-    def quant_predicate(self):
-        """What mlx-lm may quantise: everything but the router."""
-        return lambda path, _: not path.endswith("router")
+    def quant_predicate(self) -> Callable[[str, nn.Module], bool]:
+        """What mlx-lm may quantise (`fm_mlx.precision`)."""
+        return lambda path, _: may_be_quantised(path)
 
     @property
-    def cast_predicate(self):
-        """What mlx-lm may cast to a lower precision: not router, norms and initial memory."""
-        return lambda path: (
-            not (
-                path.endswith(("router.weight", "norm.weight"))
-                or path.startswith(f"{initial_memory.PREFIX}.")
-            )
-        )
+    def cast_predicate(self) -> Callable[[str], bool]:
+        """What mlx-lm may cast to a lower precision (`fm_mlx.precision`)."""
+        return lambda name: not stays_float32(name)

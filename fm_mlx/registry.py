@@ -7,8 +7,11 @@ module, so that the classes are the same objects however they are reached.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -42,3 +45,16 @@ def register() -> None:
     """Register the model type with mlx-lm; calling it again changes nothing."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Let mlx-lm make models inside a ``with`` block that stop where they compute NaN."""
+    from fm_mlx.finite import WatchedModel
+
+    module = importlib.import_module(_NAME)
+    plain, module.Model = module.Model, WatchedModel
+    try:
+        yield
+    finally:
+        module.Model = plain

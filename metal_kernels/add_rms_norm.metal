@@ -7,7 +7,7 @@
 // thread_index + threads, ... and keeps them in registers until the norm is known.
 #include "simdgroup.h"
 
-template <typename T, int columns, typename Numbers, typename Weight>
+template <typename T, int per_thread, typename Numbers, typename Weight>
 inline void add_rms_norm(
     Numbers x,
     Numbers update,
@@ -28,10 +28,10 @@ inline void add_rms_norm(
   total += size_t(token) * hidden;
   normed += size_t(token) * hidden;
 
-  float sum[columns];
+  float sum[per_thread];
   float square = 0.0f;
   UNROLL
-  for (int c = 0; c < columns; ++c) {
+  for (int c = 0; c < per_thread; ++c) {
     const int column = thread_index + c * threads;
     if (column < hidden) {
       // the norm is that of the sum as it is kept, rounding and all
@@ -52,7 +52,7 @@ inline void add_rms_norm(
   }
   const float inverse_rms = metal::rsqrt(norm / float(hidden) + eps);
   UNROLL
-  for (int c = 0; c < columns; ++c) {
+  for (int c = 0; c < per_thread; ++c) {
     const int column = thread_index + c * threads;
     if (column < hidden) {
       normed[column] = T(sum[c] * inverse_rms * weight[column]);

@@ -1,4 +1,4 @@
-"""Which code runs a kernel: Metal, the simulator, or the kernel's twin in `fm_mlx.ops`."""
+"""What runs a kernel: Metal, the simulator, or the kernel's reference op in `fm_mlx.ops`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ class Backend(StrEnum):
 
 _forced: ContextVar[Backend | None] = ContextVar("forced", default=None)
 
+Arrays = Sequence[mx.array]
+
 
 def backend() -> Backend:
     """What runs the kernels now, decided anew at every call.
@@ -55,12 +57,18 @@ def backend() -> Backend:
 
 
 def runs(file: str) -> bool:
-    """Whether the kernels of a Metal file run now, by Metal or simulated, not their twins.
+    """Whether the kernels of a Metal file run now, by Metal or simulated.
 
-    They do not if `fm-mlx doctor` found one of them wrong on this machine.
+    Otherwise their reference ops do: without a Metal GPU, or if `fm-mlx doctor` found one of
+    the kernels wrong on this machine.
     """
     chosen = backend()
-    return chosen is not Backend.OPS and file not in verdicts.switched_off(chosen)
+    return chosen is not Backend.OPS and not verdicts.is_switched_off(file, chosen)
+
+
+def on_cpu() -> bool:
+    """Whether MLX's default device is the CPU, which some forms of an op suit better."""
+    return mx.default_device() == mx.Device(mx.cpu)
 
 
 @contextmanager
@@ -96,11 +104,14 @@ class MetalKernel:
     """One kernel, run by Metal or by the simulator.
 
     Args:
-        name: of the kernel; its Metal file is ``<file>.metal``.
-        inputs: names of the inputs in ``body``.
-        outputs: names of the outputs in ``body``.
-        body: the Metal statements that call the file's function.
-        file: of the function; ``name`` if not given.
+        name: The kernel's name; its Metal file is ``<file>.metal``.
+        inputs: The names of the inputs in ``body``.
+        outputs: The names of the outputs in ``body``.
+        body: The Metal statements that call the file's function.
+        file: The file that holds the function; ``name`` if not given.
+
+    Attributes:
+        launches: How often this process launched it.
     """
 
     def __init__(
@@ -148,3 +159,61 @@ class MetalKernel:
             source=self.body,
             header=self.header,
         )
+
+
+def differentiable(
+    kernel: Callable[..., Arrays],
+    reference: Callable[..., Arrays],
+    gradient: Callable[[Arrays, Arrays], Arrays] | None = None,
+) -> Callable[..., Arrays]:
+    """Pair a kernel with its reference op: the kernel's results, and a gradient.
+
+    Integer and boolean arrays have no gradient, neither as inputs nor as outputs.
+
+    Args:
+        kernel: Launches the kernel; arrays in, arrays out.
+        reference: The reference op with the same inputs and outputs, which MLX differentiates.
+        gradient: The gradients of all inputs from (inputs, cotangents), by a kernel of their
+            own; None takes those of ``reference``.
+
+    Returns:
+        A function of the kernel's inputs, for `mx.grad` and `mx.vjp` as well.
+    """
+
+    def of_reference(primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
+        smooth = [i for i, x in enumerate(primals) if _is_float(x)]
+        kept = [i for i, x in enumerate(outputs) if _is_float(x)]
+
+        def smooth_part(*chosen: mx.array) -> list[mx.array]:
+            arrays = list(primals)
+            for i, x in zip(smooth, chosen, strict=True):
+                arrays[i] = x
+            results = reference(*arrays)
+            return [results[i] for i in kept]
+
+        _, found = mx.vjp(smooth_part, [primals[i] for i in smooth], [cotangents[i] for i in kept])
+        # one gradient per input: MLX counts them by position
+        gradients = [mx.zeros_like(x) for x in primals]
+        for i, x in zip(smooth, found, strict=True):
+            gradients[i] = x
+        return gradients
+
+    @mx.custom_function
+    def form(*arrays: mx.array) -> Arrays:
+        return tuple(kernel(*arrays))
+
+    @form.vjp
+    def form_vjp(primals: Any, cotangents: Arrays, outputs: Arrays) -> Arrays:
+        # MLX hands over a single input without its tuple
+        primals = [primals] if isinstance(primals, mx.array) else primals
+        if gradient is None:
+            found = of_reference(primals, cotangents, outputs)
+        else:
+            found = gradient(primals, cotangents)
+        return tuple(found)
+
+    return form
+
+
+def _is_float(x: mx.array) -> bool:
+    return mx.issubdtype(x.dtype, mx.floating)

@@ -11,7 +11,7 @@
 
 constant constexpr int ROWS = 8;
 
-template <typename T, int columns, typename Indices, typename Weights, typename State, typename Value>
+template <typename T, int per_thread, typename Indices, typename Weights, typename State, typename Value>
 inline void sparse_update(
     Indices indices,
     Weights theta,
@@ -40,16 +40,16 @@ inline void sparse_update(
   state += size_t(batch) * num_rows * width;
   rows += size_t(batch) * num_active * width;
 
-  float new_value[columns];
-  float sum[columns];
+  float new_value[per_thread];
+  float sum[per_thread];
   UNROLL
-  for (int c = 0; c < columns; ++c) {
+  for (int c = 0; c < per_thread; ++c) {
     const int column = thread_index + c * threads;
     new_value[c] = active && column < width ? float(value[column]) : 0.0f;
     sum[c] = 0.0f;
   }
   for (int first = 0; first < num_active; first += ROWS) {
-    float written[ROWS][columns];
+    float written[ROWS][per_thread];
     float square[ROWS];
     UNROLL
     for (int r = 0; r < ROWS; ++r) {
@@ -60,7 +60,7 @@ inline void sparse_update(
         const float write = active ? float(theta[slot]) : 0.0f;
         const size_t row = size_t(indices[slot]) * width;
         UNROLL
-        for (int c = 0; c < columns; ++c) {
+        for (int c = 0; c < per_thread; ++c) {
           const int column = thread_index + c * threads;
           if (column < width) {
             const float number = (1.0f - write) * state[row + column] + write * new_value[c];
@@ -92,7 +92,7 @@ inline void sparse_update(
         const float merge = active ? float(phi[slot]) : 0.0f;
         const float query = merge * metal::rsqrt(norm / float(width) + eps);
         UNROLL
-        for (int c = 0; c < columns; ++c) {
+        for (int c = 0; c < per_thread; ++c) {
           sum[c] += query * written[r][c];
         }
       }
@@ -101,7 +101,7 @@ inline void sparse_update(
     metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
   }
   UNROLL
-  for (int c = 0; c < columns; ++c) {
+  for (int c = 0; c < per_thread; ++c) {
     const int column = thread_index + c * threads;
     if (column < width) {
       y[column] = T(sum[c]);

@@ -1,12 +1,13 @@
-"""Kernels that `fm-mlx doctor` found wrong on this machine; their twins take their place.
+"""Which kernels `fm-mlx doctor` found wrong on this machine; their reference ops run instead.
 
-A verdict is about one text of a kernel, one version of MLX and one device: a kernel is
-tried again as soon as one of these changes.
+A verdict is about one text of a kernel, one version of MLX and one device: a kernel is tried
+again as soon as one of these changes.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,30 +16,49 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from fm_mlx.files import write_json
-from fm_mlx.metal_kernels.disk_cache import digest, folder
 from fm_mlx.metal_kernels.sources import metal_source, sources
+from fm_mlx.support.files import write_json
 
 _disregarded: ContextVar[bool] = ContextVar("disregarded", default=False)
 
 
 def path() -> Path:
-    """The file of verdicts."""
+    """The file that the verdicts are kept in."""
+    # imported here: a process without verdicts has no use for the simulator's package
+    from fm_mlx.metal_kernels.simulator.disk_cache import folder
+
     return folder() / "doctor.json"
 
 
-def switched_off(backend: str) -> frozenset[str]:
-    """Metal files whose kernels a backend does not run here; the file is read once.
+def is_switched_off(file: str, backend: str) -> bool:
+    """Whether the kernels of a Metal file are not run by a backend on this machine.
+
+    The first time that a process asks for a kernel that is switched off, one line on standard
+    error says so.
 
     Raises:
         ValueError: if the file of verdicts holds something else.
     """
-    return frozenset() if _disregarded.get() else _noted(backend)
+    if _disregarded.get() or file not in switched_off(backend):
+        return False
+    _say_once(file)
+    return True
+
+
+@cache
+def switched_off(backend: str) -> frozenset[str]:
+    """The Metal files whose kernels a backend does not run on this machine.
+
+    Raises:
+        ValueError: if the file of verdicts holds something else.
+    """
+    found = _read().get(backend, {})
+    return frozenset(name for name in sources() if name in found and found[name] == _about(name))
 
 
 @contextmanager
 def disregarded() -> Iterator[None]:
-    """Run all kernels inside a ``with`` block, whatever is noted."""
+    """Run all kernels inside a ``with`` block, whatever the verdicts say."""
     token = _disregarded.set(True)
     try:
         yield
@@ -46,18 +66,27 @@ def disregarded() -> Iterator[None]:
         _disregarded.reset(token)
 
 
-@cache
-def _noted(backend: str) -> frozenset[str]:
-    found = _read().get(backend, {})
-    return frozenset(name for name in sources() if name in found and found[name] == _about(name))
-
-
 def record(backend: str, broken: Iterable[str]) -> None:
-    """Put down which Metal files are wrong with a backend; all others are taken to be right."""
+    """Write down which Metal files are wrong with a backend; all others count as right."""
     verdicts = _read() | {backend: {name: _about(name) for name in broken}}
     path().parent.mkdir(parents=True, exist_ok=True)
     write_json(path(), verdicts)
-    _noted.cache_clear()
+    forget()
+
+
+def forget() -> None:
+    """Read the file of verdicts anew at the next question."""
+    switched_off.cache_clear()
+    _say_once.cache_clear()
+
+
+@cache
+def _say_once(file: str) -> None:
+    print(
+        f"fm-mlx: the kernel {file} is switched off on this machine, its reference op runs "
+        f"instead: `fm-mlx doctor` found it wrong ({path()}) and checks it again",
+        file=sys.stderr,
+    )
 
 
 def _read() -> dict[str, dict[str, str]]:
@@ -73,5 +102,7 @@ def _read() -> dict[str, dict[str, str]]:
 
 
 def _about(name: str) -> str:
+    from fm_mlx.metal_kernels.simulator.disk_cache import digest
+
     device = mx.device_info().get("device_name")
     return digest(metal_source(f"{name}.metal"), mx.__version__, str(device))

@@ -48,13 +48,13 @@ class Code:
     chunk_map: ModuleType
     layer: ModuleType
     model: ModuleType
-    memory: ModuleType
+    cache: ModuleType
     launch: ModuleType
 
     @classmethod
     def imported(cls) -> Code:
         """What ``import fm_mlx`` finds now."""
-        names = ("ops", "ops.scan", "ops.chunk_map", "layer", "model", "memory")
+        names = ("ops", "ops.scan", "ops.chunk_map", "layer", "model", "cache")
         names += ("metal_kernels.launch",)
         return cls(*(importlib.import_module(f"fm_mlx.{name}") for name in names))
 

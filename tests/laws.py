@@ -493,7 +493,7 @@ def buffered_decode_is_the_dense(code: Code, length: int = 40, masked: bool = Fa
         close(*pieces, LOGITS_TOLERANCE, f"logits at {start}")
         start += piece
     for a, b in zip(buffered, dense, strict=True):
-        close(code.memory.state_of(a), b[0], LOGITS_TOLERANCE, "state")
+        close(code.cache.state_of(a), b[0], LOGITS_TOLERANCE, "state")
 
 
 # ---- Law 8: nothing grows with the context

@@ -1,8 +1,9 @@
 """Broken copies of the package, each of which a law must catch.
 
-A mutant is one piece of source text replaced in one module. The package is imported anew
-with that text; the one that is already imported stays as it is. A text that is no longer
-in the module, or is in it twice, is an error: a mutant must not stop being applied unseen.
+A mutant is one expression replaced in one function, found by its structure (structural.py):
+renamed variables and another layout do not break it. The package is imported anew with that
+source; the one that is already imported stays as it is. A pattern that matches nothing, or
+more than once, is an error: a mutant must not stop being applied unseen.
 
 ``python tests/mutants.py`` prints the table of mutants, laws and what was found.
 """
@@ -24,6 +25,7 @@ import numpy as np
 from cases import Code, routed
 from mlx_lm.convert import mixed_quant_predicate_builder
 from reset_law import nothing_leaks, packed_is_separate
+from structural import prefixed, replaced
 
 import fm_mlx
 
@@ -45,23 +47,27 @@ class _OneModule(MetaPathFinder, Loader):
         exec(compile(self.source, str(self.path), "exec"), vars(module))
 
 
-def mutated(module: str, old: str, new: str) -> Code:
-    """The package with `old` replaced by `new` in ``fm_mlx.<module>``.
+def mutated(module: str, function: str, old: str | None, new: str) -> Code:
+    """The package with `old` replaced by `new` in a function of ``fm_mlx.<module>``.
+
+    Without `old`, the statements `new` are put before the function's first one.
 
     Raises:
-        ValueError: if `old` does not occur exactly once.
+        ValueError: if `old` does not match exactly once.
     """
     path = Path(fm_mlx.__path__[0], *module.split(".")).with_suffix(".py")
     source = path.read_text()
-    if source.count(old) != 1:
-        raise ValueError(f"{source.count(old)} times in {path.name}, must be once: {old!r}")
+    if old is None:
+        source = prefixed(source, function, new)
+    else:
+        source = replaced(source, function, old, new)
     ours = {n: m for n, m in sys.modules.items() if n.split(".")[0] == PACKAGE}
     for name in ours:
         del sys.modules[name]
     # the package without its __init__, which would register with mlx-lm a second time
     sys.modules[PACKAGE] = package = ModuleType(PACKAGE)
     package.__path__ = fm_mlx.__path__
-    finder = _OneModule(f"{PACKAGE}.{module}", path, source.replace(old, new))
+    finder = _OneModule(f"{PACKAGE}.{module}", path, source)
     sys.meta_path.insert(0, finder)
     try:
         return Code.imported()
@@ -78,7 +84,8 @@ class Mutant:
     name: str
     check: Callable[[Code], object]
     module: str
-    old: str
+    function: str
+    old: str | None
     new: str
 
     def __str__(self) -> str:
@@ -87,7 +94,7 @@ class Mutant:
     def found(self) -> str | None:
         """What the check says of the mutant, None if nothing."""
         try:
-            self.check(mutated(self.module, self.old, self.new))
+            self.check(mutated(self.module, self.function, self.old, self.new))
         except AssertionError as error:
             return (str(error) or "assertion failed").splitlines()[0]
         return None
@@ -132,14 +139,12 @@ def routing_of_ties(code):
     laws.routing_is_the_affinity(code, np.zeros((2, 9), "float32"), 4)
 
 
-A_LOOP_OVER_CHUNKS = """chunks = increment.shape[1]
-    states = [state]
-    for n in range(chunks):
-        states.append(decay[:, n, :, None] * states[-1] + increment[:, n])
-    return mx.stack(states[:-1], axis=1), states[-1]
+A_LOOP_OVER_CHUNKS = """
+states = [state]
+for n in range(increment.shape[1]):
+    states.append(decay[:, n, :, None] * states[-1] + increment[:, n])
+return mx.stack(states[:-1], axis=1), states[-1]
 """
-
-LINEAR_ROUTER = "nn.Linear(hidden_size, num_memory_states + 2, bias=False)"
 
 MUTANTS = [
     Mutant(
@@ -147,6 +152,7 @@ MUTANTS = [
         "a token finds itself in the memory before it is written",
         scan_law(),
         "ops.chunk_map",
+        "_inside",
         "mx.tril(gram, -1) @ weight",
         "mx.tril(gram) @ weight",
     ),
@@ -155,6 +161,7 @@ MUTANTS = [
         "a token is read before it is written",
         scan_law(),
         "ops.chunk_map",
+        "_factored_forward",
         "mx.tril(read @ weight.swapaxes(-1, -2))",
         "mx.tril(read @ weight.swapaxes(-1, -2), -1)",
     ),
@@ -163,38 +170,43 @@ MUTANTS = [
         "norms decay once, not twice (portable)",
         scan_law(form="portable"),
         "ops.chunk_map",
-        "running * running * gain",
-        "running * gain",
+        "_portable_forward",
+        "mx.where(causal, running * running * gain[:, :, None], 0).sum(axis=3)",
+        "mx.where(causal, running * gain[:, :, None], 0).sum(axis=3)",
     ),
     Mutant(
         "law 1",
         "the chunk's norms start from nothing",
         scan_law(),
         "ops.scan",
-        "norm0 = start.square().sum(axis=-1)",
-        "norm0 = 0 * start.square().sum(axis=-1)",
+        "memory_scan",
+        "start.square().sum(axis=-1)",
+        "0 * start.square().sum(axis=-1)",
     ),
     Mutant(
         "law 1",
         "a write decays by its own weight",
         scan_law(),
         "ops.scan",
-        "reverse=True, inclusive=False",
-        "reverse=True, inclusive=True",
+        "memory_scan",
+        "mx.cumprod(keep, axis=2, reverse=True, inclusive=False)",
+        "mx.cumprod(keep, axis=2, reverse=True, inclusive=True)",
     ),
     Mutant(
         "law 1",
         "groups of chunks start empty",
         scan_law((1, 80, 3, 4), chunk_size=1),
         "ops.state_pass",
-        "starts.flatten(0, 1))",
-        "0 * starts.flatten(0, 1))",
+        "_pass",
+        "_pass(decay.flatten(0, 1), increment.flatten(0, 1), starts.flatten(0, 1))",
+        "_pass(decay.flatten(0, 1), increment.flatten(0, 1), 0 * starts.flatten(0, 1))",
     ),
     Mutant(
         "law 1",
         "the step divides by the norm, not by the root mean square",
         lambda code: laws.steps_are_the_loop(code, routed((2, 10, 3, 4), 2)),
         "ops.step",
+        "_write_and_read",
         "norm / rows.shape[-1] + eps",
         "norm + eps",
     ),
@@ -203,88 +215,99 @@ MUTANTS = [
         "temperature is forgotten",
         laws.model_is_the_reference,
         "ops.routing",
-        " / temperature, axis",
-        ", axis",
+        "_softmax",
+        "mx.softmax(logits / temperature, axis=-1)",
+        "mx.softmax(logits, axis=-1)",
     ),
     Mutant(
         "law 1",
         "update and merge rate are exchanged",
         laws.model_is_the_reference,
         "ops.routing",
-        "return rates[..., :1] * alpha, rates[..., 1:] * alpha",
-        "return rates[..., 1:] * alpha, rates[..., :1] * alpha",
+        "_route_dense",
+        "(rates[..., :1] * alpha, rates[..., 1:] * alpha)",
+        "(rates[..., 1:] * alpha, rates[..., :1] * alpha)",
     ),
     Mutant(
         "law 2",
         "the state given to the scan is ignored",
         split_scan,
         "ops.scan",
-        "state.astype(mx.float32)",
-        "mx.zeros_like(state)",
+        "memory_scan",
+        "(keep.prod(axis=2), state.astype(mx.float32))",
+        "(keep.prod(axis=2), mx.zeros_like(state))",
     ),
     Mutant(
         "law 2",
         "the state returned is that before the last chunk",
         split_scan,
         "ops.scan",
-        "y.astype(values.dtype), last",
-        "y.astype(values.dtype), start[:, -1]",
+        "memory_scan",
+        "(y.astype(values.dtype), last)",
+        "(y.astype(values.dtype), start[:, -1])",
     ),
     Mutant(
         "law 2",
         "the cache is not written",
         lambda code: laws.model_may_be_split(code, [33, 1, 5]),
-        "memory",
-        "cache[0] = state",
-        "cache[0] = cache[0]",
+        "cache",
+        "set_state",
+        None,
+        "return",
     ),
     Mutant(
         "law 3",
         "the scan ignores the mask",
         ragged_scan,
         "ops.scan",
-        "if mask is not None:",
-        "if False:",
+        "memory_scan.split",
+        "mx.where(mask[..., None], x, 0)",
+        "x",
     ),
     Mutant(
         "law 3",
         "the step ignores the mask",
         ragged_steps,
         "ops.step",
-        "if mask is None:",
-        "if True:",
+        "_masked",
+        "mask is None",
+        "True",
     ),
     Mutant(
         "law 3",
         "pads are read, not written",
         ragged_scan,
         "ops.scan",
-        "split(theta), split(phi), split(values)",
-        "split(theta), mx.pad(phi, [(0, 0), (0, -length % chunk), (0, 0)])"
-        ".reshape(batch, chunks, chunk, -1), split(values)",
+        "memory_scan",
+        "(split(theta), split(phi), split(values))",
+        "(split(theta), mx.pad(phi, [(0, 0), (0, -length % chunk), (0, 0)])"
+        ".reshape(batch, chunks, chunk, -1), split(values))",
     ),
     Mutant(
         "law 3",
         "the model asks the cache for no mask (right padding)",
         laws.model_of_right_padded_rows,
         "model",
-        "mask = create_ssm_mask(x, cache[0])",
-        "mask = None",
+        "Backbone.__call__",
+        "create_ssm_mask(x, cache)",
+        "None",
     ),
     Mutant(
         "law 3",
         "the model asks the cache for no mask (left padding)",
         laws.model_of_left_padded_rows,
         "model",
-        "mask = create_ssm_mask(x, cache[0])",
-        "mask = None",
+        "Backbone.__call__",
+        "create_ssm_mask(x, cache)",
+        "None",
     ),
     Mutant(
         "law 3",
         "the cache is not told how far the batch is",
         laws.model_of_right_padded_rows,
         "layer",
-        "cache.advance(values.shape[1])",
+        "FactorizationMemory.recurrence",
+        "cache.advance(length)",
         "cache.advance(0)",
     ),
     Mutant(
@@ -292,6 +315,7 @@ MUTANTS = [
         "tokens read what comes after them in the chunk",
         lambda code: laws.future_changes_nothing(code, 17),
         "ops.chunk_map",
+        "_factored_forward",
         "mx.tril(read @ weight.swapaxes(-1, -2))",
         "read @ weight.swapaxes(-1, -2)",
     ),
@@ -300,6 +324,7 @@ MUTANTS = [
         "norms know what comes after them in the chunk",
         lambda code: laws.future_changes_nothing(code, 17),
         "ops.chunk_map",
+        "_inside",
         "mx.tril(gram, -1) @ weight",
         "gram @ weight",
     ),
@@ -308,14 +333,16 @@ MUTANTS = [
         "no triangle in the weights (portable)",
         lambda code: laws.future_changes_nothing(code, 17, "portable"),
         "ops.chunk_map",
-        "mx.where(causal, running * theta[:, :, None], 0)",
-        "running * theta[:, :, None]",
+        "_portable_forward",
+        "mx.tril(mx.ones((chunk, chunk), dtype=mx.bool_))",
+        "mx.ones((chunk, chunk), dtype=mx.bool_)",
     ),
     Mutant(
         "law 5",
         "the k best are not renormalised",
         routing,
         "ops.routing",
+        "_route",
         "best_alpha / best_alpha.sum(axis=-1, keepdims=True)",
         "best_alpha",
     ),
@@ -324,14 +351,16 @@ MUTANTS = [
         "the k best are not renormalised (dense form)",
         routing,
         "ops.routing",
-        "return alpha / alpha.sum(axis=-1, keepdims=True)",
-        "return alpha",
+        "_affinity",
+        "alpha / alpha.sum(axis=-1, keepdims=True)",
+        "alpha",
     ),
     Mutant(
         "law 5",
         "of equal rows all are active (dense form)",
         routing_of_ties,
         "ops.routing",
+        "_affinity",
         "keys >= _largest(keys, num_active)[..., :1]",
         "alpha >= mx.sort(alpha, axis=-1)[..., -num_active, None]",
     ),
@@ -340,14 +369,16 @@ MUTANTS = [
         "the k best but one more, without the best",
         routing,
         "ops.routing",
-        "[..., rest:]",
-        "[..., rest - 1 : -1]",
+        "_largest",
+        "mx.partition(keys, rest, axis=-1)[..., rest:]",
+        "mx.partition(keys, rest, axis=-1)[..., rest - 1 : -1]",
     ),
     Mutant(
         "law 5",
         "ties go to the highest index",
         routing_of_ties,
         "ops.routing",
+        "_route",
         "mx.sort(num_rows - 1 - low_word, axis=-1)",
         "mx.sort(low_word, axis=-1)",
     ),
@@ -356,22 +387,25 @@ MUTANTS = [
         "k = m keeps one row fewer",
         laws.dense_is_sparse_with_all_rows,
         "layer",
-        "return ops.route_dense(routing, self.num_active_states,",
-        "return ops.route_dense(routing, self.num_active_states - 1,",
+        "FactorizationMemory.route",
+        "route(logits, self.num_active_states, self.affinity_temperature)",
+        "route(logits, self.num_active_states - 1, self.affinity_temperature)",
     ),
     Mutant(
         "law 5",
         "rates are read from the first rows of the router",
         lambda code: laws.rows_have_no_order(code, 2),
         "ops.routing",
-        "mx.sigmoid(routing[..., -2:]",
-        "mx.sigmoid(routing[..., :2]",
+        "_rates",
+        "routing[..., -2:]",
+        "routing[..., :2]",
     ),
     Mutant(
         "law 5",
         "the sparse step adds where it should replace",
         lambda code: laws.sparse_step_is_the_step(code, 2),
         "ops.step",
+        "written",
         "mx.put_along_axis(state, own, rows, axis=1)",
         "state + mx.put_along_axis(mx.zeros_like(state), own, rows, axis=1)",
     ),
@@ -380,22 +414,25 @@ MUTANTS = [
         "no gradient through the decay of what is read",
         gradient_law(),
         "ops.chunk_map",
-        "d_read * read + d_inner * inner",
-        "d_inner * inner",
+        "_factored_backward",
+        "d_read * read + d_inner * inner - d_weight * weight",
+        "d_inner * inner - d_weight * weight",
     ),
     Mutant(
         "law 6",
         "no gradient through the decay inside the norms",
         gradient_law(),
         "ops.chunk_map",
-        "d_inner * inner - d_weight * weight",
-        "-d_weight * weight",
+        "_factored_backward",
+        "d_read * read + d_inner * inner - d_weight * weight",
+        "d_read * read - d_weight * weight",
     ),
     Mutant(
         "law 6",
         "no gradient through what the norms keep",
         gradient_law(),
         "ops.chunk_map",
+        "_factored_backward",
         "d_keep + 2 * keep * d_gain * norm_before",
         "d_keep",
     ),
@@ -404,6 +441,7 @@ MUTANTS = [
         "no gradient of the norms at the chunk's start",
         gradient_law(),
         "ops.chunk_map",
+        "_factored_backward",
         "d_norm0.squeeze(2)",
         "0 * d_norm0.squeeze(2)",
     ),
@@ -412,14 +450,16 @@ MUTANTS = [
         "no gradient through the diagonal of G",
         gradient_law(),
         "ops.chunk_map",
-        "mx.eye(gram.shape[-1]) *",
-        "0 *",
+        "_factored_backward",
+        "mx.eye(size) * diagonal",
+        "0 * diagonal",
     ),
     Mutant(
         "law 6",
         "no gradient through the norms (portable)",
         gradient_law("portable"),
         "ops.chunk_map",
+        "_portable_forward",
         "phi * mx.rsqrt(mx.maximum(norm, 0) / width + eps)",
         "phi * mx.stop_gradient(mx.rsqrt(mx.maximum(norm, 0) / width + eps))",
     ),
@@ -428,22 +468,25 @@ MUTANTS = [
         "the gradient of the last state is dropped",
         laws.final_state_gradient_is_kept,
         "ops.state_pass",
-        "d_starts[:, ::-1], d_last)",
-        "d_starts[:, ::-1], mx.zeros_like(d_last))",
+        "_state_pass_vjp",
+        "_pass(decay[:, ::-1], d_starts[:, ::-1], d_last)",
+        "_pass(decay[:, ::-1], d_starts[:, ::-1], mx.zeros_like(d_last))",
     ),
     Mutant(
         "law 6",
         "no gradient through the decay of chunks",
         gradient_law(),
         "ops.state_pass",
-        "return d_decay, d_increment",
-        "return 0 * d_decay, d_increment",
+        "_state_pass_vjp",
+        "(d_increment * starts).sum(axis=-1)",
+        "0 * (d_increment * starts).sum(axis=-1)",
     ),
     Mutant(
         "law 6",
         "the sum of the k best is a constant",
         lambda code: laws.routing_gradient_is_the_affinitys(code, 2, 1.0),
         "ops.routing",
+        "_route",
         "best_alpha / best_alpha.sum(axis=-1, keepdims=True)",
         "best_alpha / mx.stop_gradient(best_alpha.sum(axis=-1, keepdims=True))",
     ),
@@ -451,48 +494,54 @@ MUTANTS = [
         "law 6",
         "silu's slope is the sigmoid",
         laws.swiglu_is_mlx_lms,
-        "ops.activations",
-        "(sigmoid + silu * (1 - sigmoid))",
+        "ops.block",
+        "_swiglu_vjp",
+        "sigmoid + silu * (1 - sigmoid)",
         "sigmoid",
     ),
     Mutant(
         "law 7",
         "a buffer misses the rows of the step before the last",
         laws.buffered_decode_is_the_dense,
-        "memory",
-        "writes = list(zip(waiting[::2], waiting[1::2], strict=True))",
-        "writes = [(waiting[2], waiting[3])]",
+        "cache",
+        "step",
+        "list(zip(waiting[::2], waiting[1::2], strict=True))",
+        "[(waiting[2], waiting[3])]",
     ),
     Mutant(
         "law 7",
         "the rows that wait are not in the whole state",
         laws.buffered_decode_is_the_dense,
-        "memory",
-        "return ops.written(cache[BEHIND], (cache[NEWER_COLUMNS], cache[NEWER_ROWS]))",
-        "return cache[BEHIND]",
+        "cache",
+        "state_of",
+        "written(cache[behind], (cache[indices], cache[rows]))",
+        "cache[behind]",
     ),
     Mutant(
         "law 7",
         "one buffer stays behind",
         laws.buffered_decode_is_the_dense,
-        "memory",
-        "cache.cache = [behind, state, *waiting[2:], *write]",
-        "cache.cache = [state, behind, *waiting[2:], *write]",
+        "cache",
+        "step",
+        "[behind, state, *waiting[2:], *write]",
+        "[state, behind, *waiting[2:], *write]",
     ),
     Mutant(
         "law 8",
         "the cache keeps what was read",
         lambda code: laws.streaming_is_flat(code, 100_000),
         "layer",
-        "cache.advance(values.shape[1])",
-        "cache.advance(values.shape[1]); cache.history = [*getattr(cache, 'history', []), y]",
+        "FactorizationMemory.recurrence",
+        "cache.advance(length)",
+        "(cache.advance(length), cache.__dict__.setdefault('history', []).append(y))",
     ),
     Mutant(
         "law 8",
         "a loop over chunks in the graph",
         laws.graph_does_not_grow,
         "ops.state_pass",
-        "chunks = increment.shape[1]\n",
+        "_pass",
+        None,
         A_LOOP_OVER_CHUNKS,
     ),
     Mutant(
@@ -500,22 +549,25 @@ MUTANTS = [
         "the router is a linear layer (quantised)",
         mixed_recipe,
         "layer",
-        "Router(hidden_size, num_memory_states)\n",
-        f"{LINEAR_ROUTER}\n",
+        "FactorizationMemory.__init__",
+        "Router(hidden_size, num_memory_states)",
+        "nn.Linear(hidden_size, num_memory_states + 2, bias=False)",
     ),
     Mutant(
         "law 10",
         "the router is a linear layer (LoRA)",
         laws.lora_leaves_the_router_alone,
         "layer",
-        "Router(hidden_size, num_memory_states)\n",
-        f"{LINEAR_ROUTER}\n",
+        "FactorizationMemory.__init__",
+        "Router(hidden_size, num_memory_states)",
+        "nn.Linear(hidden_size, num_memory_states + 2, bias=False)",
     ),
     Mutant(
         "law 10",
         "the router may be cast",
         casting,
-        "model",
+        "precision",
+        "stays_float32",
         '("router.weight", "norm.weight")',
         '("norm.weight",)',
     ),
@@ -523,32 +575,36 @@ MUTANTS = [
         "law 10",
         "the state is kept in the dtype of the weights",
         casting,
-        "memory",
-        "cache[0] = state",
-        "state = cache[0] = state.astype(mx.bfloat16)",
+        "cache",
+        "set_state",
+        None,
+        "state = state.astype(mx.bfloat16)",
     ),
     Mutant(
         "law 10",
         "the state is kept in the dtype of the weights (drift)",
         laws.bf16_decode_does_not_drift,
         "layer",
-        "y, state = recurrence(theta, phi, values, state, mask, eps=self.eps)",
-        "y, state = recurrence(theta, phi, values, state, mask, eps=self.eps);"
-        " state = state.astype(values.dtype)",
+        "FactorizationMemory._on_all_rows",
+        "recurrence(theta, phi, values, state, mask, eps=self.eps)",
+        "(lambda y, last: (y, last.astype(values.dtype)))"
+        "(*recurrence(theta, phi, values, state, mask, eps=self.eps))",
     ),
     Mutant(
         "law 10",
         "float32 norms widen the logits",
         casting,
         "model",
-        ".astype(x.dtype)",
-        "",
+        "RMSNorm.__call__",
+        "super().__call__(x).astype(x.dtype)",
+        "super().__call__(x)",
     ),
     Mutant(
         "resets",
         "the memory decays as ever where it is reset",
         packed_is_separate,
-        "ops.segments",
+        "ops.resets",
+        "Segments.reset",
         "mx.where(next_begins[..., None], 0, decay)",
         "decay",
     ),
@@ -556,23 +612,26 @@ MUTANTS = [
         "resets",
         "a reset leaves what the chunk wrote",
         nothing_leaks,
-        "ops.segments",
-        "mx.where(next_begins[..., None, None], restart[:, None], increment)",
+        "ops.resets",
+        "Segments.reset",
+        "mx.where(next_begins[..., None, None], fresh[:, None], increment)",
         "increment",
     ),
     Mutant(
         "resets",
         "a reset at the first token is forgotten",
         packed_is_separate,
-        "ops.segments",
-        "mx.where(self._begins[:, :1, None], restart, state)",
+        "ops.resets",
+        "Segments.reset",
+        "mx.where(begins[:, :1, None], fresh, state)",
         "state",
     ),
     Mutant(
         "resets",
         "a text begins one token late",
         nothing_leaks,
-        "ops.segments",
+        "ops.resets",
+        "Segments.__init__",
         "(token[None, :, None] >= first[:, None, 1:])",
         "(token[None, :, None] > first[:, None, 1:])",
     ),
@@ -580,7 +639,8 @@ MUTANTS = [
         "resets",
         "resets that are none reset",
         packed_is_separate,
-        "ops.segments",
+        "ops.resets",
+        "Segments.__init__",
         "chunks[:, None, 1:] > 0",
         "chunks[:, None, 1:] >= 0",
     ),

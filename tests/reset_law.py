@@ -23,7 +23,13 @@ def packed_is_separate(code: Code, form: str = "factored", chunk_size: int | Non
 
     def packed(theta, phi, values, state, restart):
         y, last = code.ops.memory_scan(
-            theta, phi, values, state, chunk_size=chunk_size, starts=starts, restart=restart
+            theta,
+            phi,
+            values,
+            state,
+            chunk_size=chunk_size,
+            reset_positions=starts,
+            reset_state=restart,
         )
         return (y * weight).sum() + (last * last_weight).sum(), y, last
 
@@ -66,8 +72,8 @@ def nothing_leaks(code: Code) -> None:
     """What stands before a reset changes nothing after it, to the last bit."""
     theta, phi, values, state = routed((1, 70, 4, 6), 2).arrays()[:4]
     starts = mx.array([[41]])
-    y, last = code.ops.memory_scan(theta, phi, values, state, starts=starts)
+    y, last = code.ops.memory_scan(theta, phi, values, state, reset_positions=starts)
     values[:, :41] = 1e3 * values[:, :41]
-    others = code.ops.memory_scan(theta, phi, values, 7 * state, starts=starts)
+    others = code.ops.memory_scan(theta, phi, values, 7 * state, reset_positions=starts)
     assert mx.array_equal(y[:, 41:], others[0][:, 41:]), "outputs after a reset feel what was"
     assert mx.array_equal(last, others[1]), "the state after a reset feels what was before it"

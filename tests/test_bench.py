@@ -5,8 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from fm_mlx import bench
-from fm_mlx.cli import main
+from fm_mlx.commands.cli import main
+from fm_mlx.perf import bench
 
 
 def test_arms_are_of_equal_size():

@@ -19,8 +19,10 @@ from mlx_lm.sample_utils import make_sampler
 from tiny import some_text
 
 import fm_mlx
-from fm_mlx import cli, cli_generate, loading
-from fm_mlx.cli_generate import FileText
+from fm_mlx import loading
+from fm_mlx.commands import cli, reading
+from fm_mlx.commands import generate as generate_command
+from fm_mlx.commands.reading import FileText
 
 PROMPT = ("-p", "the river")
 TEXT_AND_REPORT = re.compile(r"={10}\n(.*)\n={10}\n(Prompt: .*)", re.DOTALL)
@@ -49,7 +51,7 @@ def command(*argv) -> list[str]:
 
 def test_help_needs_no_mlx():
     code = (
-        "import sys\nfrom fm_mlx.cli import main\n"
+        "import sys\nfrom fm_mlx.commands.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit as done: assert done.code == 0\n"
         "assert not {'mlx', 'mlx_lm', 'transformers'} & sys.modules.keys()"
     )
@@ -286,7 +288,7 @@ def test_only_bad_input_becomes_a_line(monkeypatch, checkpoint):
     def broken(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(cli_generate, "_generate", broken)
+    monkeypatch.setattr(generate_command, "_generate", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["generate", *PROMPT])
 
@@ -295,7 +297,7 @@ def test_interrupt_is_quiet(fm, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_generate, "_generate", interrupted)
+    monkeypatch.setattr(generate_command, "_generate", interrupted)
     assert fm("generate", *PROMPT) == (128 + signal.SIGINT, "", "")
 
 
@@ -314,7 +316,7 @@ def test_closed_pipe_is_quiet(checkpoint):
 @pytest.mark.parametrize("data", [b"a\r\nb\rc\n", "\u6771\u4eac naïve".encode(), b"x" * 100])
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
 def test_file_text(monkeypatch, data, size):
-    monkeypatch.setattr(cli_generate, "_READ_BYTES", size)
+    monkeypatch.setattr(reading, "_READ_BYTES", size)
     text = FileText(io.BytesIO(data), "file", len(data))
     assert "".join(text) == io.TextIOWrapper(io.BytesIO(data), "utf-8").read()
     assert text.bytes_read == len(data)
@@ -325,7 +327,7 @@ def test_file_text(monkeypatch, data, size):
     ("data", "offset"), [(b"ab\xffc", 2), (b"ab\xe6\x9dc", 2), (b"a\xe6\x9d", 1)]
 )
 def test_the_offset_of_a_wrong_byte(monkeypatch, data, offset, size):
-    monkeypatch.setattr(cli_generate, "_READ_BYTES", size)
+    monkeypatch.setattr(reading, "_READ_BYTES", size)
     with pytest.raises(ValueError, match=f"file is not UTF-8 text: .* at byte {offset}$"):
         list(FileText(io.BytesIO(data), "file", None))
 
@@ -337,7 +339,7 @@ def test_progress_shows_on_a_terminal_only(monkeypatch):
 
     def shown(stream, file):
         monkeypatch.setattr(sys, "stderr", stream)
-        progress = cli_generate.Progress(file)
+        progress = reading.Progress(file)
         monkeypatch.setattr(progress._bar, "delay", 0, raising=False)
         monkeypatch.setattr(progress._bar, "mininterval", 0, raising=False)
         with progress:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import mlx.core as mx
 import pytest
 from cases import REAL, TINY, close, same_bits, tiny_model, tokens
@@ -166,9 +168,14 @@ class TestModelArgs:
             "num_active_states",
         ],
     )
-    @pytest.mark.parametrize("value", [0, -3, 1.5, "8", True, float("nan")])
+    @pytest.mark.parametrize("value", [0, -3, 1.5, "8", True, float("nan"), 2**31, 2**63])
     def test_nonsense_sizes(self, key, value):
         self.refuses(key, value, allowed="1")
+
+    def test_numbers_that_python_does_not_print(self):
+        for digits, shown in ((400, "(401 characters)"), (5000, "a number of thousands of digits")):
+            with pytest.raises(ValueError, match=f"hidden_size is .*{re.escape(shown)}; allowed"):
+                ModelArgs.from_dict({**REQUIRED, "hidden_size": 10**digits})
 
     @pytest.mark.parametrize("key", ["hidden_size", "num_memory_states"])
     def test_null_sizes(self, key):
@@ -178,9 +185,11 @@ class TestModelArgs:
         self.refuses("num_active_states", 65, allowed="1 to 64")
 
     @pytest.mark.parametrize("key", ["affinity_temperature", "rms_norm_eps", "memory_norm_eps"])
-    @pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan"), "1", None, False])
+    @pytest.mark.parametrize(
+        "value", [0, -1.0, 1e-308, 1e308, float("inf"), float("nan"), "1", None, False]
+    )
     def test_nonsense_numbers(self, key, value):
-        self.refuses(key, value, allowed="above 0")
+        self.refuses(key, value, allowed="allowed are numbers from 1e-")
 
     @pytest.mark.parametrize("value", [1, "true", None])
     def test_nonsense_flags(self, value):

@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 from cases import REAL, Code
 from mutants import MUTANTS, mutated
+from structural import replaced
 
 
 @pytest.fixture(autouse=True)
@@ -31,16 +32,25 @@ def test_every_law_has_a_mutant():
     assert {m.law for m in MUTANTS} == laws | {"resets"}
 
 
-@pytest.mark.parametrize("text", ["no such text", "mx"])
-def test_text_that_is_not_there_once_is_an_error(text):
-    with pytest.raises(ValueError, match="must be once"):
-        mutated("ops.step", text, "")
+@pytest.mark.parametrize("pattern", ["mx.no_such_function(x)", "x"])
+def test_a_pattern_that_does_not_match_once_is_an_error(pattern):
+    with pytest.raises(ValueError, match="must be one"):
+        mutated("ops.step", "_write_and_read", pattern, "0")
+
+
+def test_renamed_variables_and_another_layout_do_not_matter():
+    source = "def f(g, w):\n    return 1 + (mx.tril(g,\n        -1) @ w)\n"
+    found = replaced(source, "f", "mx.tril(gram, -1) @ weight", "mx.tril(gram) @ weight")
+    assert found == "def f(g, w):\n    return 1 + mx.tril(g) @ w"
+    for pattern in ("mx.tril(x, -1) @ x", "mx.triu(x, -1) @ y", "mx.tril(x, 1) @ y"):
+        with pytest.raises(ValueError, match="0 matches"):
+            replaced(source, "f", pattern, "0")
 
 
 def test_mutating_leaves_the_package_alone():
     before = {name: id(module) for name, module in sys.modules.items()}
     finders = list(sys.meta_path)
-    code = mutated("ops.step", "norm / rows.shape[-1] + eps", "norm + eps")
+    code = mutated("ops.step", "_write_and_read", "norm / rows.shape[-1] + eps", "norm + eps")
     assert code.ops.memory_step is not REAL.ops.memory_step
     assert {name: id(sys.modules[name]) for name in before} == before
     assert sys.meta_path == finders

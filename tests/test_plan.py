@@ -6,9 +6,10 @@ import pytest
 from mlx.utils import tree_flatten
 
 import fm_mlx
-from fm_mlx import chips, cli
-from fm_mlx.chips import find_chips
-from fm_mlx.plan import PAPER_1B, Plan, seconds
+from fm_mlx.commands import cli
+from fm_mlx.perf import chips
+from fm_mlx.perf.chips import find_chips
+from fm_mlx.perf.plan import PAPER_1B, Plan, seconds
 
 M4_MAX = find_chips("m4-max-546")[0]
 

@@ -9,7 +9,7 @@ import mlx.nn as nn
 import pytest
 
 import fm_mlx
-from fm_mlx.cli import main
+from fm_mlx.commands.cli import main
 from fm_mlx.loading import PRETRAINED
 
 # John 11:25: text of the kind it was trained on.

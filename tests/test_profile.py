@@ -9,8 +9,9 @@ import mlx.nn as nn
 import pytest
 from cases import REAL, tiny_model
 
-from fm_mlx import cli, profile
+from fm_mlx.commands import cli
 from fm_mlx.metal_kernels.cost import Cost
+from fm_mlx.perf import profile
 
 PARTS = ["norm", "projections", "router", "memory", "MLP", "head"]
 

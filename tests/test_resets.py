@@ -26,9 +26,12 @@ def test_nothing_leaks():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(starts=mx.zeros((3, 1), mx.int32)), "starts have shape"),
-        (dict(starts=mx.zeros((2,), mx.int32)), "starts have shape"),
-        (dict(starts=mx.zeros((2, 1), mx.int32), restart=mx.zeros((4, 7))), "restart has shape"),
+        (dict(reset_positions=mx.zeros((3, 1), mx.int32)), "reset_positions have shape"),
+        (dict(reset_positions=mx.zeros((2,), mx.int32)), "reset_positions have shape"),
+        (
+            dict(reset_positions=mx.zeros((2, 1), mx.int32), reset_state=mx.zeros((4, 7))),
+            "reset_state has shape",
+        ),
     ],
 )
 def test_shapes_that_do_not_fit(change, message):
@@ -54,7 +57,7 @@ class TestInitialMemory:
     def test_texts_of_a_row_begin_with_it(self, config):
         model = learned_model(**config)
         text = tokens((2, 90))
-        packed = model(text, starts=mx.array([[30, 90], [1, 64]]))
+        packed = model(text, reset_positions=mx.array([[30, 90], [1, 64]]))
         for row, cuts in enumerate([[0, 30, 90], [0, 1, 64, 90]]):
             parts = [model(text[row : row + 1, a:b]) for a, b in pairwise(cuts)]
             wanted = mx.concatenate(parts, axis=1)

@@ -41,7 +41,7 @@ PATIENCE = 90
 # The command `fm-mlx`, on the device of the other tests.
 FM_MLX_ON_CPU = (
     "import sys, mlx.core as mx; mx.set_default_device(mx.cpu); "
-    "from fm_mlx.cli import main; sys.exit(main())"
+    "from fm_mlx.commands.cli import main; sys.exit(main())"
 )
 
 

@@ -1,16 +1,14 @@
-"""How examples become the rows of a step: side by side, packed, or as streams.
+"""How examples become the rows of a batch: side by side, packed, or as streams.
 
-A batch is what `fm_mlx.lora.loss.next_token_loss` takes: tokens (B, T + 1), of which T are
-read, and a mask (B, T) of the targets that count. Its shapes come from few lengths, each of
-which compiles once. The order of an epoch follows from a seed and the epoch's
-number alone, so that a run can be resumed anywhere.
+The shapes of batches come from few lengths, each of which compiles once. The order of an
+epoch follows from a seed and the epoch's number alone, so that a run can be resumed anywhere.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -37,15 +35,35 @@ def bucket(tokens: int) -> int:
     return length
 
 
+class Batch(NamedTuple):
+    """The arrays of a batch, as `fm_mlx.lora.loss.next_token_loss` takes them.
+
+    Attributes:
+        tokens: (B, T + 1) int32, of which T are read.
+        mask: (B, T) bool, the targets that count.
+        reset_positions: (B, R) int32 if rows hold several texts.
+        fresh: (B,) bool if rows are pieces of streams: those that begin a document.
+    """
+
+    tokens: mx.array
+    mask: mx.array
+    reset_positions: mx.array | None = None
+    fresh: mx.array | None = None
+
+
 class Batches(ABC):
     """The batches of a set of examples.
 
     Args:
-        examples: at least one.
-        batch_size: B.
-        max_length: largest T.
-        rank, size: of the process among those that share each batch.
+        examples: At least one example.
+        batch_size: B, the rows of a batch, of all processes together.
+        max_length: The largest T.
+        rank: The number of this process among those that share each batch.
+        size: The number of these processes.
     """
+
+    # Whether a batch goes on with the states that the one before ended with.
+    carries_states = False
 
     def __init__(
         self,
@@ -65,10 +83,10 @@ class Batches(ABC):
         """What each batch of an epoch holds, for `build`; in a fixed order without rng."""
 
     @abstractmethod
-    def build(self, batch: Any) -> tuple[mx.array, ...]:
+    def build(self, batch: Any) -> Batch:
         """The arrays of one batch: this process's rows."""
 
-    def forever(self, seed: int, skip: int = 0) -> Iterator[tuple[mx.array, ...]]:
+    def forever(self, seed: int, skip: int = 0) -> Iterator[Batch]:
         """The batches of one epoch after another, without the first `skip`."""
         number = 0
         while True:
@@ -78,7 +96,7 @@ class Batches(ABC):
             skip = max(0, skip - len(batches))
             number += 1
 
-    def once(self) -> Iterator[tuple[mx.array, ...]]:
+    def once(self) -> Iterator[Batch]:
         """Every example once, in a fixed order."""
         return map(self.build, self.epoch(None))
 
@@ -92,7 +110,7 @@ class Batches(ABC):
 
 
 class Buckets(Batches):
-    """Examples of like length side by side, padded on the right: (tokens, mask)."""
+    """Examples of like length side by side, padded on the right."""
 
     def epoch(self, rng):
         lengths = [bucket(len(self.cut(example)) - 1) for example in self.examples]
@@ -111,11 +129,11 @@ class Buckets(Batches):
         for row, i in enumerate(rows):
             if i is not None:
                 _put(tokens[row], mask[row], 0, self.cut(self.examples[i]), self.examples[i].offset)
-        return mx.array(tokens), mx.array(mask)
+        return Batch(mx.array(tokens), mx.array(mask))
 
 
 class Packed(Batches):
-    """Several examples in a row, each with a memory of its own: (tokens, mask, starts).
+    """Several examples in a row, each with a memory of its own.
 
     The last token of an example does not predict the first one of the next.
     """
@@ -146,25 +164,27 @@ class Packed(Batches):
         packed, length, resets = batch
         rows = self._rows(packed)
         tokens, mask = _empty(len(rows), length)
-        starts = np.full((len(rows), resets), length, np.int32)
+        positions = np.full((len(rows), resets), length, np.int32)
         for row, examples in enumerate(rows):
             at = 0
             for place, i in enumerate(examples or ()):
                 if place:
-                    starts[row, place - 1] = at
+                    positions[row, place - 1] = at
                 cut = self.cut(self.examples[i])
                 _put(tokens[row], mask[row], at, cut, self.examples[i].offset)
                 at += len(cut)
-        return mx.array(tokens), mx.array(mask), mx.array(starts)
+        return Batch(mx.array(tokens), mx.array(mask), reset_positions=mx.array(positions))
 
 
 class Streams(Batches):
     """Whole documents in pieces, one after the other in each row.
 
-    (tokens, mask, fresh): a row of `fresh` (B,) begins a document, another one goes on
-    with the document of the batch before, whose memory it wants. Of fewer documents than
-    rows the longest are cut, and each part begins with a fresh memory.
+    A row that does not begin a document goes on with that of the batch before, whose state it
+    needs. If there are fewer documents than rows the longest are cut, and each part begins
+    with a fresh memory.
     """
+
+    carries_states = True
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -213,7 +233,7 @@ class Streams(Batches):
             example = self.examples[i]
             offset = max(0, example.offset - start)
             _put(tokens[row], mask[row], 0, example.tokens[start : stop + 1], offset)
-        return mx.array(tokens), mx.array(mask), mx.array(fresh)
+        return Batch(mx.array(tokens), mx.array(mask), fresh=mx.array(fresh))
 
 
 KINDS = {"bucket": Buckets, "pack": Packed, "stream": Streams}

@@ -3,59 +3,99 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mlx_lm.tuner.callbacks import TrainingCallback
+from tqdm import tqdm
 
-from fm_mlx.files import file_at
+from fm_mlx.support.files import file_at
 
 LOG, PICTURE = "log.jsonl", "loss.png"
 
 
-class Log(TrainingCallback):
-    """Writes mlx-lm's reports to ``log.jsonl`` in a folder, numbered from a run's beginning.
+class Log:
+    """Tells of a run: lines on standard output, ``log.jsonl``, and what ``--report-to`` names.
+
+    On a terminal a bar shows the steps.
 
     Args:
-        folder: of the adapter; None writes nothing.
-        steps, tokens: of the run before this process; later reports in the file are dropped.
+        folder: of the adapter.
+        done: the steps that were done before; later reports in the file are dropped.
+        steps: the steps of the whole run.
         inner: is told as well: mlx-lm's wandb or swanlab.
-
-    Attributes:
-        first_val_loss: None until one is reported.
     """
 
-    def __init__(
-        self, folder: Path | None, steps: int, tokens: int, inner: TrainingCallback | None = None
-    ):
-        self.first_val_loss: float | None = None
-        self._folder = folder
-        self._before = {"iteration": steps, "trained_tokens": tokens}
+    def __init__(self, folder: Path, done: int, steps: int, inner: TrainingCallback | None = None):
+        self._file = folder / LOG
         self._inner = inner or TrainingCallback()
-        if folder is not None:
-            kept = [line for line in read_log(folder) if steps and line["iteration"] <= steps]
-            with file_at(folder / LOG) as scratch:
-                scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        kept = [line for line in read_log(folder) if done and line["iteration"] <= done]
+        with file_at(self._file) as scratch:
+            scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._bar = tqdm(
+            total=steps,
+            initial=done,
+            disable=not sys.stderr.isatty(),
+            file=sys.stderr,
+            unit="step",
+            leave=False,
+        )
 
-    def on_train_loss_report(self, train_info: dict[str, Any]) -> None:
-        self._inner.on_train_loss_report(self._write(train_info))
+    def step(self) -> None:
+        """A step is done."""
+        self._bar.update()
 
-    def on_val_loss_report(self, val_info: dict[str, Any]) -> None:
-        if self.first_val_loss is None:
-            self.first_val_loss = val_info["val_loss"]
-        self._inner.on_val_loss_report(self._write(val_info))
+    def training(self, step: int, report: dict[str, Any]) -> None:
+        """Tell of the training loss up to a step, by mlx-lm's names of figures."""
+        self._say(
+            f"Iter {step}: Train loss {report['train_loss']:.3f}, "
+            f"Learning Rate {report['learning_rate']:.3e}, "
+            f"It/sec {report['iterations_per_second']:.3f}, "
+            f"Tokens/sec {report['tokens_per_second']:,.0f}, "
+            f"Trained Tokens {report['trained_tokens']:,}, "
+            f"Peak mem {report['peak_memory']:.3f} GB"
+        )
+        self._write({"iteration": step, **report}, self._inner.on_train_loss_report)
 
-    def last(self, step: int, val_loss: float) -> None:
-        """Report the held-out loss after the last step."""
-        step -= self._before["iteration"]
-        self.on_val_loss_report({"iteration": step, "val_loss": val_loss})
+    def held_out(self, step: int, loss: float, seconds: float) -> None:
+        """Tell of the loss on held-out examples after a step."""
+        self._say(f"Iter {step}: Val loss {loss:.3f}, Val took {seconds:.3f}s")
+        report = {"iteration": step, "val_loss": loss, "val_time": seconds}
+        self._write(report, self._inner.on_val_loss_report)
 
-    def _write(self, info: dict[str, Any]) -> dict[str, Any]:
-        info = info | {key: info[key] + n for key, n in self._before.items() if key in info}
-        if self._folder is not None:
-            with (self._folder / LOG).open("a") as log:
-                log.write(json.dumps(info) + "\n")
-        return info
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        self._bar.close()
+
+    def _say(self, line: str) -> None:
+        self._bar.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def _write(self, report: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+        with self._file.open("a") as log:
+            log.write(json.dumps(report) + "\n")
+        tell(report)
+
+
+class Silence(Log):
+    """Tells nobody: the log of all processes of a run but the first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def step(self) -> None:
+        """Say nothing."""
+
+    def training(self, step: int, report: dict[str, Any]) -> None:
+        """Say nothing."""
+
+    def held_out(self, step: int, loss: float, seconds: float) -> None:
+        """Say nothing."""
+
+    def close(self) -> None:
+        """There is nothing to take off."""
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The loss of a step, and the memories that streams carry from step to step."""
+"""The loss of a batch, with the states that streams carry from batch to batch."""
 
 from __future__ import annotations
 
@@ -8,76 +8,65 @@ from mlx_lm.models.cache import ArraysCache
 
 from fm_mlx.model import Model
 
-# Where a model keeps the memories its last batch of streams ended with: part of
-# `model.state`, which a compiled step reads and writes, and no parameter.
-_CARRIED = "_carried"
-
 
 def next_token_loss(
     model: Model,
     tokens: mx.array,
     mask: mx.array,
-    starts: mx.array | None = None,
+    reset_positions: mx.array | None = None,
     fresh: mx.array | None = None,
     carried: list[mx.array] | None = None,
-) -> tuple[mx.array, mx.array]:
+) -> tuple[mx.array, mx.array, list[mx.array] | None]:
     """Cross-entropy of the targets that count, in nats, and how many they are.
 
     Among several processes the sum is divided by their mean number of targets, so that
     the mean of the processes' losses and gradients is that of one batch with all rows.
 
     Args:
-        model: with streams, is left with the memories after the last token (`carried`).
+        model: the model.
         tokens: (B, T + 1) integers; token t + 1 is the target of token t.
         mask: (B, T) bool: the targets that count.
-        starts: of rows with several texts (`Model.__call__`).
+        reset_positions: of rows with several texts (`Model.__call__`).
         fresh: (B,) bool: the rows that begin a text; the others go on from ``carried``.
-        carried: memories (B, m, d) of each layer; no gradient flows into them.
+        carried: the state (B, m, d) of each layer after the batch before; no gradient flows
+            into it. None for rows that are not pieces of streams.
+
+    Returns:
+        The loss, the number of targets, and the states after the last token; None for rows
+        that are not pieces of streams.
     """
-    inputs = tokens[:, :-1]
+    inputs, last = tokens[:, :-1], None
     if carried is None:
-        logits = model(inputs, starts=starts)
+        logits = model(inputs, reset_positions=reset_positions)
     else:
-        begin = [
+        assert fresh is not None
+        initial_states = [
             mx.where(fresh[:, None, None], 0 if initial is None else initial, state)
             for initial, state in zip(model.initial_memory.states(), carried, strict=True)
         ]
-        last = [_Last() for _ in begin]
-        logits = model.logits(model.model(inputs, last, initial=begin))
-        model[_CARRIED] = [layer.taken for layer in last]
+        caches = [_Last() for _ in initial_states]
+        logits = model.logits(model.model(inputs, caches, initial_states=initial_states))
+        last = [cache.taken for cache in caches]
     losses = nn.losses.cross_entropy(logits.astype(mx.float32), tokens[:, 1:])
     count = mask.sum()
     world = mx.distributed.init()
     if world.size() > 1:
         count = mx.distributed.all_sum(count, stream=mx.cpu) / world.size()
-    return (losses * mask).sum() / mx.maximum(count, 1), count
+    return (losses * mask).sum() / mx.maximum(count, 1), count, last
 
 
-def carried(model: Model, rows: int) -> list[mx.array]:
-    """The memories that the model's last batch of streams ended with; zeros if there is none."""
-    found = model.get(_CARRIED)
-    if found is None or len(found[0]) != rows:
-        args = model.args
-        shape = rows, args.num_memory_states, args.memory_size
-        found = [mx.zeros(shape, mx.float32) for _ in model.layers]
-    return list(found)
-
-
-def set_carried(model: Model, states: list[mx.array]) -> None:
-    """Put memories (B, m, d) of each layer where `carried` finds them."""
-    model[_CARRIED] = states
-
-
-def forget_carried(model: Model) -> None:
-    """Leave the model as it was before it was trained on streams."""
-    model.pop(_CARRIED, None)
+def empty_states(model: Model, rows: int) -> list[mx.array]:
+    """States (rows, m, d) of zeros for each layer: what streams carry before their first batch."""
+    args = model.args
+    shape = rows, args.num_memory_states, args.memory_size
+    return [mx.zeros(shape, mx.float32) for _ in model.layers]
 
 
 class _Last(ArraysCache):
     """Takes a layer's last state and reads as empty.
 
-    A layer that is run again for its gradient (mlx-lm's ``grad_checkpoint``) must not begin
-    with what it left.
+    A layer that is run again for its gradient (`Backbone.gradient_checkpointing`) must not
+    begin with what it left.
     """
 
     def __init__(self):

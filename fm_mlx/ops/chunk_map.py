@@ -25,20 +25,16 @@ three recompute the inside of the chunk in the backward pass.
 from __future__ import annotations
 
 from functools import cache, partial
+from typing import NamedTuple
 
 import mlx.core as mx
 
-from fm_mlx.metal_kernels import kernels
-from fm_mlx.metal_kernels.launch import runs
-from fm_mlx.ops.device import on_cpu
+from fm_mlx.metal_kernels import chunk_scan as kernels
+from fm_mlx.metal_kernels.launch import differentiable, on_cpu, runs
 
 # 1 - theta is kept above this in the factored form: a row that is overwritten keeps a
 # 1e-9 share of what it held, below float32 resolution.
 DECAY_FLOOR = 1e-9
-
-# Longest chunk whose product of decays stays a normal float64, 1e-9 ** 32, and for whose
-# tokens a SIMD-group of the kernel has lanes.
-MAX_CHUNK = 32
 
 # Longest run whose product of squared decays does: 1e-18 ** 16.
 _SQUARE_RUN = 16
@@ -57,7 +53,7 @@ def chunk_map(
 
     Args:
         theta, phi, gram, projection, norm0: float32, shapes above; C <= MAX_CHUNK.
-        width: d, the number of columns of the state.
+        width: d, the width of a row of the state.
         eps: added to the mean square of a row.
     """
     if runs("chunk_scan"):
@@ -70,18 +66,16 @@ def chunk_map(
 @cache
 def kernel_chunk_map(width: int, eps: float):
     """The kernels as a function of (theta, phi, gram, projection, norm0)."""
+    portable = portable_chunk_map(width, eps)
 
-    @mx.custom_function
-    def form(theta, phi, gram, projection, norm0):
-        return kernels.chunk_scan(theta, phi, gram, projection, norm0, width, eps)
-
-    @form.vjp
-    def form_vjp(primals, cotangents, _):
+    def gradient(primals, cotangents):
         if runs("chunk_scan_vjp"):
             return kernels.chunk_scan_vjp(*primals, *cotangents, width, eps)
-        return tuple(mx.vjp(portable_chunk_map(width, eps), list(primals), list(cotangents))[1])
+        return mx.vjp(portable, list(primals), list(cotangents))[1]
 
-    return form
+    return differentiable(
+        lambda *inputs: kernels.chunk_scan(*inputs, width, eps), portable, gradient
+    )
 
 
 @cache
@@ -166,7 +160,22 @@ def _norms_adjoint(keep, cotangent):
     return mx.concatenate(adjoints[::-1], axis=2), following
 
 
-def _factored_core(width, eps, theta, phi, gram, projection, norm0):
+class _Inside(NamedTuple):
+    """What both passes of the factored form compute of a chunk, in float64 but for inverse_rms."""
+
+    theta: mx.array  # (B, N, C, m)
+    keep: mx.array  # (B, N, C, m): a
+    decay: mx.array  # (B, N, C, m): A
+    weight: mx.array  # (B, N, C, m): theta / A
+    gram: mx.array  # (B, N, C, C): G
+    inner: mx.array  # (B, N, C, m): p
+    norm: mx.array  # (B, N, C, m): n
+    norm0: mx.array  # (B, N, 1, m): n before the chunk
+    inverse_rms: mx.array  # (B, N, C, m): 1 / sqrt(n / d + eps)
+    read: mx.array  # (B, N, C, m): qA
+
+
+def _inside(width, eps, theta, phi, gram, projection, norm0) -> _Inside:
     theta, keep, decay, weight = _decays(theta)
     gram = gram.astype(mx.float64)
     inner = decay / keep * (projection.astype(mx.float64) + mx.tril(gram, -1) @ weight)
@@ -175,18 +184,17 @@ def _factored_core(width, eps, theta, phi, gram, projection, norm0):
     norm = _norms(keep, gain, norm0)
     inverse_rms = mx.rsqrt(mx.maximum(norm, 0).astype(mx.float32) / width + eps)
     read = phi * inverse_rms * decay
-    return theta, keep, decay, weight, gram, inner, norm, norm0, inverse_rms, read
+    return _Inside(theta, keep, decay, weight, gram, inner, norm, norm0, inverse_rms, read)
 
 
 def _factored_forward(width, eps, theta, phi, gram, projection, norm0):
-    core = _factored_core(width, eps, theta, phi, gram, projection, norm0)
-    weight, read = core[3], core[-1]
-    inside = mx.tril(read @ weight.swapaxes(-1, -2))
-    return read.astype(mx.float32), inside.astype(mx.float32)
+    chunk = _inside(width, eps, theta, phi, gram, projection, norm0)
+    inside = mx.tril(chunk.read @ chunk.weight.swapaxes(-1, -2))
+    return chunk.read.astype(mx.float32), inside.astype(mx.float32)
 
 
 def _factored_backward(width, eps, theta, phi, gram, projection, norm0, d_read, d_inside):
-    theta, keep, decay, weight, gram, inner, norm, norm0, inverse_rms, read = _factored_core(
+    theta, keep, decay, weight, gram, inner, norm, norm0, inverse_rms, read = _inside(
         width, eps, theta, phi, gram, projection, norm0
     )
     # M = tril(qA W^T)

@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import mlx.core as mx
 
-from fm_mlx.metal_kernels import kernels
-from fm_mlx.metal_kernels.launch import runs
+from fm_mlx.metal_kernels import route as kernels
+from fm_mlx.metal_kernels.launch import differentiable, runs
 
 
-def route(
-    routing: mx.array, num_active: int, temperature: float = 1.0
-) -> tuple[mx.array, mx.array, mx.array]:
+class SparseRouting(NamedTuple):
+    """The k active rows of each token.
+
+    Attributes:
+        indices: (..., k) int32, the rows in rising order.
+        theta: (..., k) float32, their write weights.
+        phi: (..., k) float32, their merge weights.
+    """
+
+    indices: mx.array
+    theta: mx.array
+    phi: mx.array
+
+
+class DenseRouting(NamedTuple):
+    """The weights of all m rows for each token; those of rows that are not active are 0.
+
+    Attributes:
+        theta: (..., m) float32, the write weights.
+        phi: (..., m) float32, the merge weights.
+    """
+
+    theta: mx.array
+    phi: mx.array
+
+
+def route(routing: mx.array, num_active: int, temperature: float = 1.0) -> SparseRouting:
     """The k active rows of each token, with their write and merge weights.
 
     Softmax over all m rows in float32, then top-k, then renormalise (the sparse
@@ -26,21 +51,19 @@ def route(
         temperature: tau > 0; the logits are divided by it.
 
     Returns:
-        indices (..., k) int32, rising, and theta and phi (..., k) float32.
+        indices (..., k) int32, in rising order, and theta and phi (..., k) float32.
 
     Raises:
         ValueError: if k or tau is out of range.
     """
     _check(routing.shape[-1] - 2, num_active, temperature)
     if not runs("route"):
-        return _route(routing, num_active, temperature)
+        return SparseRouting(*_route(routing, num_active, temperature))
     form = _kernel_form(kernels.route, _route, num_active, temperature)
-    return _over_tokens(form, routing)
+    return SparseRouting(*_over_tokens(form, routing))
 
 
-def route_dense(
-    routing: mx.array, num_active: int, temperature: float = 1.0
-) -> tuple[mx.array, mx.array]:
+def route_dense(routing: mx.array, num_active: int, temperature: float = 1.0) -> DenseRouting:
     """`route` in dense form: theta and phi of all rows, 0 where a row is not active.
 
     Args:
@@ -54,9 +77,9 @@ def route_dense(
     """
     _check(routing.shape[-1] - 2, num_active, temperature)
     if not runs("route"):
-        return _route_dense(routing, num_active, temperature)
+        return DenseRouting(*_route_dense(routing, num_active, temperature))
     form = _kernel_form(kernels.route_dense, _route_dense, num_active, temperature)
-    return _over_tokens(form, routing)
+    return DenseRouting(*_over_tokens(form, routing))
 
 
 def _check(num_rows: int, num_active: int, temperature: float) -> None:
@@ -135,18 +158,8 @@ def _over_tokens(form, routing: mx.array) -> tuple[mx.array, ...]:
 
 
 @cache
-def _kernel_form(kernel, twin, num_active: int, temperature: float):
-    """A kernel with the gradient of its twin."""
-
-    @mx.custom_function
-    def form(routing):
-        return kernel(routing, num_active, temperature)
-
-    @form.vjp
-    def form_vjp(routing, cotangents, _):
-        def weights(routing):  # theta and phi: indices have no gradient
-            return twin(routing, num_active, temperature)[-2:]
-
-        return mx.vjp(weights, [routing], list(cotangents[-2:]))[1]
-
-    return form
+def _kernel_form(kernel, reference, num_active: int, temperature: float):
+    return differentiable(
+        lambda routing: kernel(routing, num_active, temperature),
+        lambda routing: reference(routing, num_active, temperature),
+    )

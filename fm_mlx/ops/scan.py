@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from fm_mlx.ops.chunk_map import MAX_CHUNK, chunk_map
-from fm_mlx.ops.segments import Segments
+from fm_mlx.metal_kernels.chunk_scan import MAX_CHUNK
+from fm_mlx.ops.chunk_map import chunk_map
+from fm_mlx.ops.resets import Segments
 from fm_mlx.ops.state_pass import state_pass
 
 
@@ -18,14 +19,14 @@ def memory_scan(
     *,
     eps: float = 1e-6,
     chunk_size: int | None = None,
-    starts: mx.array | None = None,
-    restart: mx.array | None = None,
+    reset_positions: mx.array | None = None,
+    reset_state: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
     """Write and read T tokens: the same result as T calls of `memory_step`.
 
     h_t = (1 - theta_t) * h_{t-1} + theta_t (outer) v_t, then
     y_t = sum_i phi_t[i] h_t[i] / rms(h_t[i])  (arXiv:2511.00315), computed exactly
-    by chunks. Differentiable in every argument but the mask and the starts, the states
+    by chunks. Differentiable in every argument but the mask and the positions, the states
     included; memory grows with T like that of the inputs, the graph with log T.
 
     Args:
@@ -36,10 +37,10 @@ def memory_scan(
         mask: (B, T) bool; where False the token neither writes nor reads, y is 0.
         eps: added to the mean square of a row.
         chunk_size: C, 1 to 32 tokens; None chooses.
-        starts: (B, R) integers, rising in a row: tokens before which the memory is reset, so
-            that nothing of what stands before them reaches them. From T on: no reset. Each
-            of the R costs one chunk more.
-        restart: the state a reset leaves, (m, d) or (B, m, d); zeros if None.
+        reset_positions: (B, R) integers, rising in a row: tokens before which the memory is
+            reset, so that nothing of what stands before them reaches them. A position from T
+            on resets nothing. Each of the R costs one chunk more.
+        reset_state: the state that a reset leaves, (m, d) or (B, m, d); zeros if None.
 
     Returns:
         y (B, T, d) in the dtype of ``values``, and the last state (B, m, d) float32.
@@ -47,11 +48,11 @@ def memory_scan(
     Raises:
         ValueError: if shapes do not fit or chunk_size is out of range.
     """
-    _check(theta, phi, values, state, mask, chunk_size, starts, restart)
+    _check(theta, phi, values, state, mask, chunk_size, reset_positions, reset_state)
     batch, length, rows = theta.shape
     width = values.shape[-1]
     chunk = min(chunk_size or MAX_CHUNK, length)
-    segments = None if starts is None else Segments(starts, length, chunk)
+    segments = None if reset_positions is None else Segments(reset_positions, length, chunk)
     chunks = -(-length // chunk) if segments is None else segments.chunks
 
     def split(x: mx.array) -> mx.array:
@@ -74,7 +75,7 @@ def memory_scan(
     increment = to_end.swapaxes(-1, -2) @ v
     decay, state = keep.prod(axis=2), state.astype(mx.float32)
     if segments is not None:
-        decay, increment, state = segments.reset(decay, increment, state, restart)
+        decay, increment, state = segments.reset(decay, increment, state, reset_state)
     start, last = state_pass(decay, increment, state)
 
     gram = v @ v.swapaxes(-1, -2)
@@ -87,7 +88,7 @@ def memory_scan(
     return y.astype(values.dtype), last
 
 
-def _check(theta, phi, values, state, mask, chunk_size, starts, restart) -> None:
+def _check(theta, phi, values, state, mask, chunk_size, reset_positions, reset_state) -> None:
     if theta.ndim != 3 or theta.shape[1] < 1:
         raise ValueError(f"theta has shape {theta.shape}; wanted is (B, T, m) with T >= 1")
     batch, length, rows = theta.shape
@@ -102,10 +103,14 @@ def _check(theta, phi, values, state, mask, chunk_size, starts, restart) -> None
     for name, (array, shape) in wanted.items():
         if array is not None and array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}; wanted is {shape}")
-    if starts is not None and (starts.ndim != 2 or len(starts) != batch or not starts.size):
-        raise ValueError(f"starts have shape {starts.shape}; wanted is ({batch}, R) with R >= 1")
+    if reset_positions is not None:
+        shape = reset_positions.shape
+        if len(shape) != 2 or shape[0] != batch or not shape[1]:
+            raise ValueError(
+                f"reset_positions have shape {shape}; wanted is ({batch}, R) with R >= 1"
+            )
     allowed = [(rows, values.shape[-1]), (batch, rows, values.shape[-1])]
-    if restart is not None and restart.shape not in allowed:
-        raise ValueError(f"restart has shape {restart.shape}; allowed are {allowed}")
+    if reset_state is not None and reset_state.shape not in allowed:
+        raise ValueError(f"reset_state has shape {reset_state.shape}; allowed are {allowed}")
     if chunk_size is not None and not 1 <= chunk_size <= MAX_CHUNK:
         raise ValueError(f"chunk_size is {chunk_size}; allowed are 1 to {MAX_CHUNK}")

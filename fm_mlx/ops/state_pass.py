@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from fm_mlx.metal_kernels import kernels
+from fm_mlx.metal_kernels import state_pass as kernels
 from fm_mlx.metal_kernels.launch import runs
 
 # Chunks that one matrix product carries the state across; more are grouped, and the

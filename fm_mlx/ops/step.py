@@ -7,8 +7,8 @@ from functools import cache
 
 import mlx.core as mx
 
-from fm_mlx.metal_kernels import kernels
-from fm_mlx.metal_kernels.launch import runs
+from fm_mlx.metal_kernels import sparse_update as kernels
+from fm_mlx.metal_kernels.launch import differentiable, runs
 
 
 def memory_step(
@@ -59,7 +59,7 @@ def sparse_memory_step(
         y (B, 1, d) in the dtype of ``values``, and the new state (B, m, d) float32.
     """
     rows, y = sparse_update(indices, theta, phi, values, state, mask, eps=eps)
-    return y, written(state, (columns(indices, state), rows))
+    return y, written(state, (element_indices(indices, state), rows))
 
 
 def buffered_memory_step(
@@ -89,7 +89,7 @@ def buffered_memory_step(
     if runs("sparse_update"):
         state = written(state, *writes)
         rows, y = sparse_update(indices, theta, phi, values, state, mask, eps=eps)
-        return state, (columns(indices, state), rows), y
+        return state, (element_indices(indices, state), rows), y
     theta, phi, values = _masked(mask, theta, phi, values)
     return _compiled_buffered_step(eps)(state, writes, indices, theta, phi, values)
 
@@ -101,7 +101,7 @@ def _compiled_buffered_step(eps: float):
     @mx.compile
     def step(state, writes, indices, theta, phi, values):
         state = written(state, *writes)
-        own = columns(indices, state)
+        own = element_indices(indices, state)
         rows, y = _update(own, theta, phi, values, state, eps)
         return state, (own, rows), y
 
@@ -109,14 +109,22 @@ def _compiled_buffered_step(eps: float):
 
 
 def written(state: mx.array, *writes: tuple[mx.array, mx.array]) -> mx.array:
-    """The state (B, m, d) with rows replaced: (`columns` (B, k, d), rows (B, k, d)), in order."""
+    """The state (B, m, d) with rows replaced, one write after the other.
+
+    Args:
+        state: (B, m, d) float32.
+        writes: pairs of `element_indices` (B, k, d) and rows (B, k, d) float32.
+    """
     for own, rows in writes:
         state = mx.put_along_axis(state, own, rows, axis=1)
     return state
 
 
-def columns(indices: mx.array, state: mx.array) -> mx.array:
-    """Indices (B, 1, k) of rows as those of each of their numbers (B, k, d), without a copy."""
+def element_indices(indices: mx.array, state: mx.array) -> mx.array:
+    """Indices (B, 1, k) of rows, repeated for each of their numbers: (B, k, d), without a copy.
+
+    This is what `mx.take_along_axis` and `mx.put_along_axis` want of a state (B, m, d).
+    """
     batch, _, count = indices.shape
     return mx.broadcast_to(indices.swapaxes(1, 2), (batch, count, state.shape[-1]))
 
@@ -148,32 +156,21 @@ def sparse_update(
 
 def _sparse_update(indices, theta, phi, values, state, mask, eps):
     theta, phi, values = _masked(mask, theta, phi, values)
-    return _update(columns(indices, state), theta, phi, values, state, eps)
+    return _update(element_indices(indices, state), theta, phi, values, state, eps)
 
 
 @cache
 def _kernel_sparse_update(eps: float):
-    """The kernel with the gradient of its twin."""
-
-    @mx.custom_function
-    def form(indices, theta, phi, values, state, mask=None):
+    def kernel(indices, theta, phi, values, state, mask=None):
         token = [x.squeeze(1) for x in (indices, theta, phi, values)]
         mask = None if mask is None else mask.squeeze(1)
         rows, y = kernels.sparse_update(*token, state, mask, eps)
         return rows, y[:, None]
 
-    @form.vjp
-    def form_vjp(primals, cotangents, _):
-        indices, theta, phi, values, state, *optional = primals
-        mask = optional[0] if optional else None
+    def reference(indices, theta, phi, values, state, mask=None):
+        return _sparse_update(indices, theta, phi, values, state, mask, eps)
 
-        def twin(theta, phi, values, state):
-            return _sparse_update(indices, theta, phi, values, state, mask, eps)
-
-        smooth = mx.vjp(twin, [theta, phi, values, state], list(cotangents))[1]
-        return mx.zeros_like(indices), *smooth, *(mx.zeros_like(x) for x in optional)
-
-    return form
+    return differentiable(kernel, reference)
 
 
 def _masked(mask, *arrays):

@@ -4,12 +4,12 @@
 MLX's kernels, and afterwards its ``report`` has the findings and the memory traffic.
 """
 
-from fm_mlx.metal_kernels.simulator.compiler import (
+from .compiler import (
     CompileError,
     SimulatorUnavailable,
     unavailable,
 )
-from fm_mlx.metal_kernels.simulator.kernel import (
+from .kernel import (
     FATAL,
     KINDS,
     Kernel,
@@ -18,8 +18,8 @@ from fm_mlx.metal_kernels.simulator.kernel import (
     options,
     redirected,
 )
-from fm_mlx.metal_kernels.simulator.lint import lint
-from fm_mlx.metal_kernels.simulator.report import Buffer, Finding, Report, Traffic
+from .lint import lint
+from .report import Buffer, Finding, Report, Traffic
 
 __all__ = [
     "FATAL",

@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from fm_mlx.metal_kernels.disk_cache import cached, digest, text_file
-from fm_mlx.metal_kernels.simulator.instrument import (
+from .disk_cache import cached, digest, text_file
+from .instrument import (
     Variable,
     instrument,
     program_scope_variables,
 )
-from fm_mlx.metal_kernels.simulator.translate import cpp
+from .translate import cpp
 
 COMPILER_VARIABLE = "FM_MLX_CLANG"
 

@@ -14,17 +14,16 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from fm_mlx.metal_kernels import disk_cache
-from fm_mlx.metal_kernels.simulator import runtime
-from fm_mlx.metal_kernels.simulator.arrays import as_mlx, filled, from_bytes, host_array
-from fm_mlx.metal_kernels.simulator.compiler import Library, find_compiler, kernel_library
-from fm_mlx.metal_kernels.simulator.lint import NOT_METAL, lint
-from fm_mlx.metal_kernels.simulator.report import Finding, Report
-from fm_mlx.metal_kernels.simulator.source import KernelSource, generated_source, read_source
-from fm_mlx.metal_kernels.simulator.translate import translate
+from . import disk_cache, native
+from .arrays import as_mlx, filled, from_bytes, host_array
+from .compiler import Library, find_compiler, kernel_library
+from .lint import NOT_METAL, lint
+from .report import Finding, Report
+from .source import KernelSource, generated_source, read_source
+from .translate import translate
 
 # All kinds of findings: the runtime's and the lint's.
-KINDS = frozenset({*runtime.KINDS, NOT_METAL})
+KINDS = frozenset({*native.KINDS, NOT_METAL})
 
 # Those that raise unless told otherwise: not the ones that hardware handles as one hopes.
 FATAL = KINDS - {"race-same-value", "simd-lockstep", "simd-partial", "simd-divergent"}
@@ -97,8 +96,8 @@ def _with_kinds(changes: dict[str, Any]) -> dict[str, Any]:
 
 def _checked(chosen: Options) -> Options:
     for name, allowed in (
-        ("order", runtime.ORDERS),
-        ("reduce_order", runtime.REDUCE_ORDERS),
+        ("order", native.ORDERS),
+        ("reduce_order", native.REDUCE_ORDERS),
     ):
         if (value := getattr(chosen, name)) not in allowed:
             raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
@@ -193,17 +192,17 @@ class _Launch:
 
     def run(self, grid, threadgroup, init_value) -> tuple[list[mx.array], Report]:
         chosen = _options.get()
-        with runtime.allocator() as allocator:
+        with native.allocator() as allocator:
             self._allocate(allocator, init_value)
-            report = runtime.run(
+            report = native.run(
                 self.definition["name"],
                 self.library,
                 allocator.memories,
                 grid,
                 threadgroup,
-                order=runtime.ORDERS.index(chosen.order),
+                order=native.ORDERS.index(chosen.order),
                 seed=chosen.seed,
-                reduce_order=runtime.REDUCE_ORDERS.index(chosen.reduce_order),
+                reduce_order=native.REDUCE_ORDERS.index(chosen.reduce_order),
                 yield_at_memory=chosen.yield_at_memory,
                 flush_denormals=chosen.flush_denormals,
                 timeout_ms=int(chosen.timeout * 1000),
@@ -221,7 +220,7 @@ class _Launch:
             ]
         return outputs, report
 
-    def _allocate(self, allocator: runtime.Allocator, init_value: float | None) -> None:
+    def _allocate(self, allocator: native.Allocator, init_value: float | None) -> None:
         """Memory of every buffer parameter, in order."""
         contiguous = self.definition["ensure_row_contiguous"]
         hosts = {

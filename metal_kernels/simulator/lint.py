@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 
-from fm_mlx.metal_kernels.simulator.report import Finding
-from fm_mlx.metal_kernels.simulator.tokens import (
+from .report import Finding
+from .tokens import (
     Token,
     matching,
     split_at_commas,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fm_mlx.tables import aligned
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -134,4 +132,18 @@ class Report:
             )
             for name, buffer in self.buffers.items()
         ]
-        return "\n".join([*lines, *(f"  {line}" for line in aligned(rows, left=2))])
+        return "\n".join([*lines, *_aligned(rows)])
+
+
+def _aligned(rows: list[tuple[object, ...]]) -> list[str]:
+    """Rows of a table as lines; all but the first two cells of a row are aligned to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        padded = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  " + "  ".join(padded))
+    return lines

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from fm_mlx.metal_kernels.simulator.tokens import (
+from .tokens import (
     Token,
     matching,
     split_at_commas,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fm_mlx.metal_kernels.simulator.source import KernelSource, Parameter
-from fm_mlx.metal_kernels.simulator.tokens import Token, matching, rewrite, template_end, tokenize
+from .source import KernelSource, Parameter
+from .tokens import Token, matching, rewrite, template_end, tokenize
 
 Edit = tuple[int, int, str]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from training import BATCH, CONFIG, LENGTH, STEPS, Trained, real_text
 
-from fm_mlx import cli
+from fm_mlx.commands import cli
 from fm_mlx.convert.torch_reference import LanguageModel
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from training import UNSEEN
 
-from fm_mlx import cli
+from fm_mlx.commands import cli
 from fm_mlx.convert.key_map import key_map
 
 OK = settings(

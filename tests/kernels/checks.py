@@ -13,7 +13,11 @@ from cases import close, routed, same_bits
 from oracles import EPS
 
 from fm_mlx import ops
-from fm_mlx.metal_kernels import kernels
+from fm_mlx.metal_kernels import add_rms_norm as norm_kernels
+from fm_mlx.metal_kernels import chunk_scan as chunk_kernels
+from fm_mlx.metal_kernels import route as route_kernels
+from fm_mlx.metal_kernels import sparse_update as update_kernels
+from fm_mlx.metal_kernels import state_pass as pass_kernels
 
 # Relative to the largest number of the output. Measured: 1e-7 (route, state_pass), 4e-7.
 TOLERANCE = 2e-6
@@ -55,9 +59,9 @@ def logits_with_ties(tokens: int, rows: int, seed: int = 0) -> np.ndarray:
 def route(routing: mx.array, num_active: int, temperature: float = 0.5) -> float:
     """The kernels route and route_dense."""
     wanted, *dense_wanted = oracles.route(plain(routing), num_active, temperature)
-    indices, *sparse = kernels.route(routing, num_active, temperature)
+    indices, *sparse = route_kernels.route(routing, num_active, temperature)
     same_bits(indices, wanted, "indices")
-    dense = kernels.route_dense(routing, num_active, temperature)
+    dense = route_kernels.route_dense(routing, num_active, temperature)
     errors = [0.0]
     for name, got, packed, dense_of in zip(
         ("theta", "phi"), dense, sparse, dense_wanted, strict=True
@@ -88,7 +92,7 @@ def sparse_update(
     if mask is not None:
         value[~np.array(mask)] = np.nan
     v = rounded(value, dtype)
-    got, y = kernels.sparse_update(
+    got, y = update_kernels.sparse_update(
         mx.array(indices.astype(np.int32)),
         mx.array(theta),
         mx.array(phi),
@@ -115,7 +119,7 @@ def add_rms_norm(tokens: int, hidden: int, dtype: mx.Dtype = mx.float32, seed: i
     scale = np.where(np.arange(tokens) % 2, 1e-3, 1)[:, None]
     x, update = (rounded(rng.normal(size=(tokens, hidden)) * scale, dtype) for _ in range(2))
     weight = rng.uniform(0.5, 2, size=hidden).astype(np.float32)
-    total, normed = kernels.add_rms_norm(x, update, mx.array(weight), EPS)
+    total, normed = norm_kernels.add_rms_norm(x, update, mx.array(weight), EPS)
     assert (total.dtype, normed.dtype) == (dtype, dtype)
     same_bits(plain(total), plain(x + update), "total")
     wanted = oracles.add_rms_norm(plain(total), weight)
@@ -132,7 +136,7 @@ def state_pass(shape: tuple[int, int, int, int], reverse: bool = False, seed: in
     decay[:, ::3, ::2] = 0  # rows overwritten
     increment = rng.normal(size=shape).astype(np.float32)
     state = rng.normal(size=(batch, rows, width)).astype(np.float32)
-    got = kernels.state_pass(*map(mx.array, (decay, increment, state)), reverse=reverse)
+    got = pass_kernels.state_pass(*map(mx.array, (decay, increment, state)), reverse=reverse)
     wanted = oracles.state_pass(decay, increment, state, reverse)
     return max(map(relative, got, wanted, [TOLERANCE] * 2, ("starts", "last")))
 
@@ -143,7 +147,7 @@ def state_over_many_chunks(decay: float, chunks: int) -> float:
     decays = np.full((1, chunks, 2), decay, np.float32)
     increment = rng.normal(size=(1, chunks, 2, 3)).astype(np.float32)
     state = rng.normal(size=(1, 2, 3)).astype(np.float32)
-    got = kernels.state_pass(*map(mx.array, (decays, increment, state)))
+    got = pass_kernels.state_pass(*map(mx.array, (decays, increment, state)))
     wanted = oracles.state_pass(decays, increment, state)
     return max(map(relative, got, wanted, [2e-7] * 2, ("starts", "last")))
 
@@ -166,7 +170,7 @@ def chunks(
 def chunk_scan(shape: tuple[int, int, int, int, int], num_active: int, seed: int = 0) -> float:
     """The kernel chunk_scan on (B, N, C, m, d)."""
     inputs, values, start = chunks(shape, num_active, seed)
-    got = kernels.chunk_scan(*map(mx.array, inputs), shape[-1], EPS)
+    got = chunk_kernels.chunk_scan(*map(mx.array, inputs), shape[-1], EPS)
     wanted = oracles.chunk_scan(*inputs[:2], values, start)
     tolerance = TOLERANCE if shape[-1] > 1 else CANCELLING
     return max(map(relative, got, wanted, [tolerance] * 2, ("qA", "M")))
@@ -177,7 +181,7 @@ def chunk_scan_vjp(shape: tuple[int, int, int, int, int], num_active: int, seed:
     inputs, _, _ = chunks(shape, num_active, seed)
     rng = np.random.default_rng(seed + 1)
     cotangents = [rng.normal(size=x.shape).astype(np.float32) for x in (inputs[0], inputs[2])]
-    got = kernels.chunk_scan_vjp(*map(mx.array, [*inputs, *cotangents]), shape[-1], EPS)
+    got = chunk_kernels.chunk_scan_vjp(*map(mx.array, [*inputs, *cotangents]), shape[-1], EPS)
     wanted = oracles.chunk_scan_vjp(inputs, cotangents, shape[-1])
     # what lies above the diagonal of G and of M's cotangent is neither read nor given
     tolerance = GRADIENT_TOLERANCE if shape[-1] > 1 else CANCELLING_GRADIENT

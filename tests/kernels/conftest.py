@@ -5,21 +5,38 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from fm_mlx.metal_kernels import launch, simulator
+from fm_mlx.metal_kernels import launch, simulator, verdicts
+from fm_mlx.metal_kernels.catalogue import KERNELS
 
 
 @pytest.fixture(autouse=True)
 def on_the_simulator():
-    """Kernels run simulated; whatever the simulator finds, a warning too, is an error."""
+    """Kernels run simulated, whatever the doctor has found wrong on this machine.
+
+    What the simulator finds, a warning too, is an error.
+    """
     if reason := simulator.unavailable():
         pytest.skip(reason)
-    with launch.using("simulator"), simulator.options(fatal=simulator.KINDS):
+    with (
+        launch.using("simulator"),
+        simulator.options(fatal=simulator.KINDS),
+        verdicts.disregarded(),
+    ):
         yield
+
+
+def launches() -> int:
+    """Of all kernels, in this process."""
+    return sum(kernel.launches for kernel in KERNELS.values())
 
 
 @pytest.fixture(params=["forward", "reverse", "random", "metal"])
 def schedule(request: pytest.FixtureRequest):
-    """The order in which threads and SIMD-groups get their turns; or the hardware."""
+    """The order in which threads and SIMD-groups get their turns; or the hardware.
+
+    A test that launches no kernel fails: a reference op would pass any check of a kernel.
+    """
+    before = launches()
     if request.param != "metal":
         with simulator.options(order=request.param, seed=1):
             yield
@@ -32,3 +49,4 @@ def schedule(request: pytest.FixtureRequest):
                 yield
         finally:
             mx.set_default_device(mx.cpu)
+    assert launches() > before, "no kernel was launched"

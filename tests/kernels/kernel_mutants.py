@@ -1,13 +1,14 @@
 """Broken kernels, each of which the simulator or a comparison must catch.
 
-A mutant is one piece of Metal text replaced in one kernel. ``python
-tests/kernels/kernel_mutants.py`` prints the table of mutants and what was found.
+A mutant is one piece of Metal text replaced in one kernel, whatever its variables are called.
+``python tests/kernels/kernel_mutants.py`` prints the table of mutants and what was found.
 """
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,64 @@ if __name__ == "__main__":
 import checks
 from checks import rounded
 
-from fm_mlx.metal_kernels import kernels, launch, simulator
+from fm_mlx.metal_kernels import launch, simulator
+from fm_mlx.metal_kernels.catalogue import KERNELS
+from fm_mlx.metal_kernels.simulator.tokens import Token, tokenize
+
+# Stands between a Metal file and the statements of a kernel.
+_BORDER = "// ----"
+
+# Words of Metal that stand for themselves in a pattern, besides functions and macros.
+_WORDS = frozenset(
+    [
+        *("auto", "bool", "const", "constant", "constexpr", "device", "float", "half", "inline"),
+        *("int", "long", "metal", "mem_flags", "size_t", "static", "template", "thread"),
+        *("threadgroup", "typename", "uint", "ulong", "void"),
+        *("break", "continue", "else", "false", "for", "if", "return", "true", "while"),
+        *("x", "y", "z"),
+    ]
+)
+
+
+def replaced(text: str, old: str, new: str) -> str:
+    """Metal text with the tokens that `old` matches replaced by `new`.
+
+    White space, comments and names of variables do not matter: a variable of `old` stands for
+    some name, the same one everywhere. Of several matches the one counts whose names are
+    those of `old`.
+
+    Raises:
+        ValueError: if there is not exactly one match.
+    """
+    tokens, pattern = tokenize(text), tokenize(old)
+    found = []
+    for at in range(len(tokens) - len(pattern) + 1):
+        part = tokens[at : at + len(pattern)]
+        bound: dict[str, str] = {}
+        if all(
+            (
+                _is_variable(pattern, i)
+                and token.kind == "name"
+                and bound.setdefault(wanted.text, token.text) == token.text
+            )
+            or token.text == wanted.text
+            for i, (wanted, token) in enumerate(zip(pattern, part, strict=True))
+        ):
+            found.append((part[0].start, part[-1].end, bound))
+    if len(found) > 1:
+        found = [match for match in found if all(a == b for a, b in match[2].items())]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} matches, must be one: {old!r}")
+    start, end, bound = found[0]
+    new = re.sub(r"[A-Za-z_]\w*", lambda name: bound.get(name[0], name[0]), new)
+    return text[:start] + new + text[end:]
+
+
+def _is_variable(tokens: Sequence[Token], i: int) -> bool:
+    text = tokens[i].text
+    around = [tokens[j].text if 0 <= j < len(tokens) else "" for j in (i - 1, i + 1)]
+    is_named = "::" in around or around[0] == "." or around[1] == "("
+    return tokens[i].kind == "name" and not is_named and text not in _WORDS and not text.isupper()
 
 
 @dataclass(frozen=True)
@@ -41,13 +99,14 @@ class Mutant:
         """Inside, the kernel is the broken one.
 
         Raises:
-            ValueError: if `old` does not occur exactly once.
+            ValueError: if `old` does not match exactly once.
         """
-        kernel = kernels.ALL[self.kernel]
+        kernel = KERNELS[self.kernel]
         header, body = kernel.header, kernel.body
-        if (count := (header + body).count(self.old)) != 1:
-            raise ValueError(f"{count} times in {self.kernel}, must be once: {self.old!r}")
-        kernel.header, kernel.body = (text.replace(self.old, self.new) for text in (header, body))
+        # the kernel's own statements stand behind its file
+        kernel.header, kernel.body = replaced(
+            f"{header}\n{_BORDER}\n{body}", self.old, self.new
+        ).split(f"\n{_BORDER}\n")
         whole = vars(kernel).pop("simulated", None)
         try:
             yield
@@ -212,9 +271,9 @@ MUTANTS = [
         "sparse_update",
         "dropped barrier: the next rows' norms overwrite the last ones",
         update,
-        f"""were
-    {BARRIER}""",
-        """were""",
+        f"""{BARRIER}
+  }}""",
+        """  }""",
     ),
     Mutant(
         "sparse_update",
@@ -292,8 +351,8 @@ MUTANTS = [
         "add_rms_norm",
         "off-by-one tail: the column past the last one is read",
         norm,
-        "if (column < hidden) {\n      //",
-        "if (column <= hidden) {\n      //",
+        "if (column < hidden) { const T rounded",
+        "if (column <= hidden) { const T rounded",
     ),
     Mutant(
         "add_rms_norm",
@@ -334,8 +393,8 @@ MUTANTS = [
         "add_rms_norm",
         "every thread's second column is its first",
         norm,
-        "const int column = thread_index + c * threads;\n    if (column < hidden) {\n      //",
-        "const int column = thread_index;\n    if (column < hidden) {\n      //",
+        "const int column = thread_index + c * threads; if (column < hidden) { const T rounded",
+        "const int column = thread_index; if (column < hidden) { const T rounded",
     ),
     # ---- state_pass
     Mutant(

@@ -7,7 +7,13 @@ import mlx.core as mx
 import pytest
 from checks import rounded
 
-from fm_mlx.metal_kernels import cost, kernels
+from fm_mlx.metal_kernels.add_rms_norm import add_rms_norm_cost
+from fm_mlx.metal_kernels.catalogue import KERNELS
+from fm_mlx.metal_kernels.chunk_scan import chunk_scan_cost, chunk_scan_vjp_cost
+from fm_mlx.metal_kernels.cost import Cost
+from fm_mlx.metal_kernels.route import route_cost, route_dense_cost
+from fm_mlx.metal_kernels.sparse_update import sparse_update_cost
+from fm_mlx.metal_kernels.state_pass import state_pass_cost
 
 # bytes are counted in sectors of 32: parts of a sector, and rows of G that share one.
 SECTORS = 0.06
@@ -24,7 +30,7 @@ def counted(kernel) -> tuple[int, int]:
     return sectors, unique
 
 
-def agrees(kernel, expected: cost.Cost, unread: int = 0) -> None:
+def agrees(kernel, expected: Cost, unread: int = 0) -> None:
     """Against the last launch; `unread` bytes of the minimum are not needed after all."""
     sectors, unique = counted(kernel)
     assert unique == expected.least_bytes - unread
@@ -36,39 +42,41 @@ def agrees(kernel, expected: cost.Cost, unread: int = 0) -> None:
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
 def test_route(dtype):
     checks.route(rounded(checks.logits_with_ties(8, 96), dtype), 16)
-    agrees(kernels.ROUTE_SPARSE, cost.route(8, 96, 16, dtype.size))
-    agrees(kernels.ROUTE_DENSE, cost.route_dense(8, 96, dtype.size))
+    agrees(KERNELS["route_sparse"], route_cost(8, 96, 16, dtype.size))
+    agrees(KERNELS["route_dense"], route_dense_cost(8, 96, dtype.size))
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
 @pytest.mark.parametrize(("rows", "num_active", "width"), [(64, 8, 256), (64, 16, 1024)])
 def test_sparse_update(rows, num_active, width, dtype):
     checks.sparse_update((2, rows, width), num_active, dtype)
-    agrees(kernels.SPARSE_UPDATE, cost.sparse_update(2, num_active, width, dtype.size))
+    agrees(KERNELS["sparse_update"], sparse_update_cost(2, num_active, width, dtype.size))
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
 def test_add_rms_norm(dtype):
     checks.add_rms_norm(2, 1024, dtype)
-    agrees(kernels.ADD_RMS_NORM, cost.add_rms_norm(2, 1024, dtype.size))
+    agrees(KERNELS["add_rms_norm"], add_rms_norm_cost(2, 1024, dtype.size))
 
 
 def test_state_pass():
     checks.state_pass((2, 5, 32, 64))
-    agrees(kernels.STATE_PASS, cost.state_pass(2, 5, 32, 64))
+    agrees(KERNELS["state_pass"], state_pass_cost(2, 5, 32, 64))
 
 
 @pytest.mark.parametrize("rows", [64, 200])
 def test_chunk_scan(rows):
     tokens, upper = 32, 32 * 31 // 2
     checks.chunk_scan((1, 2, tokens, rows, 16), 8)
-    agrees(kernels.CHUNK_SCAN, cost.chunk_scan(2, tokens, rows), unread=2 * 4 * upper)
+    agrees(KERNELS["chunk_scan"], chunk_scan_cost(2, tokens, rows), unread=2 * 4 * upper)
     checks.chunk_scan_vjp((1, 2, tokens, rows, 16), 8)
-    agrees(kernels.CHUNK_SCAN_VJP, cost.chunk_scan_vjp(2, tokens, rows), unread=2 * 2 * 4 * upper)
+    agrees(
+        KERNELS["chunk_scan_vjp"], chunk_scan_vjp_cost(2, tokens, rows), unread=2 * 2 * 4 * upper
+    )
 
 
 def test_costs_add_up():
-    one, two = cost.route(1, 64, 8), cost.chunk_scan(1, 32, 64)
+    one, two = route_cost(1, 64, 8), chunk_scan_cost(1, 32, 64)
     both = one * 3 + two
     assert both.bytes == 3 * one.bytes + two.bytes
     assert both.dispatches == 4

@@ -18,7 +18,7 @@ from mlx.utils import tree_map_with_path
 
 from fm_mlx import ops
 from fm_mlx.metal_kernels import launch
-from fm_mlx.timing import started_caches
+from fm_mlx.perf.timing import started_caches
 
 # Primitives that give another view of their input, or their input itself, on Metal.
 LAUNCH_NOTHING = {

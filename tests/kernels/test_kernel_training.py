@@ -11,12 +11,13 @@ import pytest
 from cases import REAL, close, tiny_model, tokens
 
 from fm_mlx import ops
-from fm_mlx.metal_kernels import kernels, launch
+from fm_mlx.metal_kernels import launch
+from fm_mlx.metal_kernels.catalogue import KERNELS
 
 # Gradients through the kernels against the float64 chunk form, relative to the largest.
 TOLERANCE = 5e-6
 
-SCAN_KERNELS = (kernels.STATE_PASS, kernels.CHUNK_SCAN, kernels.CHUNK_SCAN_VJP)
+SCAN_KERNELS = (KERNELS["state_pass"], KERNELS["chunk_scan"], KERNELS["chunk_scan_vjp"])
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
@@ -75,7 +76,9 @@ def test_training_follows_the_ops():
     for kernel in SCAN_KERNELS:
         kernel.simulated.report = None
     losses = trained(20)
-    ran = [kernel.simulated.report is not None for kernel in (*SCAN_KERNELS, kernels.ROUTE_DENSE)]
+    ran = [
+        kernel.simulated.report is not None for kernel in (*SCAN_KERNELS, KERNELS["route_dense"])
+    ]
     assert all(ran), ran
     with launch.using("ops"):
         wanted = trained(20)

@@ -10,7 +10,10 @@ from checks import chunks
 from oracles import EPS
 
 from fm_mlx import ops
-from fm_mlx.metal_kernels import kernels
+from fm_mlx.metal_kernels.add_rms_norm import add_rms_norm
+from fm_mlx.metal_kernels.catalogue import KERNELS
+from fm_mlx.metal_kernels.chunk_scan import chunk_scan, chunk_scan_vjp
+from fm_mlx.metal_kernels.sparse_update import sparse_update
 
 
 def moved(kernel, measure: str = "sector_bytes") -> dict[str, int]:
@@ -32,8 +35,8 @@ def update(rows: int, num_active: int, width: int, batch: int = 1, dtype=mx.floa
     weights = mx.array(rng.uniform(size=(batch, num_active)).astype("f"))
     value = mx.zeros((batch, width), dtype)
     state = mx.zeros((batch, rows, width))
-    kernels.sparse_update(mx.array(indices.astype("i")), weights, weights, value, state, None, EPS)
-    return sum(moved(kernels.SPARSE_UPDATE).values())
+    sparse_update(mx.array(indices.astype("i")), weights, weights, value, state, None, EPS)
+    return sum(moved(KERNELS["sparse_update"]).values())
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
@@ -50,8 +53,8 @@ def test_sparse_update_moves_k_rows(num_active, width, dtype):
 
 def test_add_rms_norm_reads_once_and_writes_once():
     x, weight = mx.ones((1, 2048)), mx.ones((2048,))
-    kernels.add_rms_norm(x, x * 2, weight, EPS)
-    got, least = sum(moved(kernels.ADD_RMS_NORM).values()), 5 * 2048 * 4
+    add_rms_norm(x, x * 2, weight, EPS)
+    got, least = sum(moved(KERNELS["add_rms_norm"]).values()), 5 * 2048 * 4
     print(f"{got} bytes, {got / least:.3f} of the least")
     assert got <= 1.05 * least
 
@@ -60,8 +63,8 @@ def test_add_rms_norm_reads_once_and_writes_once():
 def test_chunk_scan_reads_once_and_writes_once(rows):
     tokens, count, width = 32, 2, 16
     inputs, _, _ = chunks((1, count, tokens, rows, width), 8)
-    kernels.chunk_scan(*map(mx.array, inputs), width, EPS)
-    got = sum(moved(kernels.CHUNK_SCAN).values())
+    chunk_scan(*map(mx.array, inputs), width, EPS)
+    got = sum(moved(KERNELS["chunk_scan"]).values())
     least = 4 * count * (4 * tokens * rows + 2 * tokens * tokens + rows)
     print(f"m {rows}: {got} bytes, {got / least:.3f} of the least")
     assert got <= 1.25 * least
@@ -72,8 +75,8 @@ def test_chunk_scan_vjp_reads_little_twice():
     tokens, count, rows, width = 32, 2, 64, 16
     inputs, _, _ = chunks((1, count, tokens, rows, width), 8)
     d_read, d_inside = mx.zeros(inputs[0].shape), mx.zeros(inputs[2].shape)
-    kernels.chunk_scan_vjp(*map(mx.array, inputs), d_read, d_inside, width, EPS)
-    got = sum(moved(kernels.CHUNK_SCAN_VJP).values())
+    chunk_scan_vjp(*map(mx.array, inputs), d_read, d_inside, width, EPS)
+    got = sum(moved(KERNELS["chunk_scan_vjp"]).values())
     least = 4 * count * (7 * tokens * rows + 3 * tokens * tokens + 2 * rows)
     print(f"{got} bytes, {got / least:.3f} of the least")
     assert got <= 1.5 * least
@@ -86,11 +89,11 @@ def test_none_loads_the_state_for_every_token():
     ops.memory_scan(theta, phi, values, state)
     loaded = {
         f"{kernel.name} {name}": buffer.loads.bytes
-        for kernel in (kernels.STATE_PASS, kernels.CHUNK_SCAN)
+        for kernel in (KERNELS["state_pass"], KERNELS["chunk_scan"])
         for name, buffer in kernel.simulated.report.buffers.items()
         if buffer.kind == "input"
     }
     size = rows * width * 4
     assert all(count <= length * size / 16 for count in loaded.values()), loaded
     update(rows, 8, width)
-    assert moved(kernels.SPARSE_UPDATE, "bytes")["state"] == 8 * width * 4
+    assert moved(KERNELS["sparse_update"], "bytes")["state"] == 8 * width * 4

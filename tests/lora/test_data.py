@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import fm_mlx
-from fm_mlx import cli
+from fm_mlx.commands import cli
 from fm_mlx.lora.data import load_data
 from fm_mlx.lora.options import Options
 

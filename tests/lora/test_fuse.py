@@ -15,7 +15,7 @@ from mlx_lm.utils import load as mlx_lm_load
 from test_run import KINDS
 
 import fm_mlx
-from fm_mlx import cli
+from fm_mlx.commands import cli
 from fm_mlx.convert.writing import bundle_code
 from fm_mlx.lora import tune
 

@@ -10,9 +10,8 @@ from conftest import some_examples
 from mlx.utils import tree_flatten
 
 from fm_mlx.lora import Options
-from fm_mlx.lora.batches import Buckets, Packed
-from fm_mlx.lora.feeder import Feeder
-from fm_mlx.lora.loss import next_token_loss
+from fm_mlx.lora.batches import Buckets, Packed, Streams
+from fm_mlx.lora.loss import empty_states, next_token_loss
 from fm_mlx.lora.tuned import prepare
 
 EXAMPLES = some_examples([5, 40, 33, 120, 64, 17, 90, 2])
@@ -38,16 +37,18 @@ def alone(examples):
         yield mx.array(example.tokens[None]), mx.ones((1, len(example.tokens) - 1), mx.bool_)
 
 
-def streamed(model, length, rows=3):
-    return Feeder(model, "stream")(EXAMPLES, rows, length)
+def streamed(length, rows=3):
+    return Streams(EXAMPLES, rows, length).once()
 
 
 def gradient(model, batches):
     """Loss and gradients over all batches, by target."""
     value_and_grad = nn.value_and_grad(model, next_token_loss)
-    loss, count, gradients = 0.0, 0, {}
+    loss, count, gradients, carried = 0.0, 0, {}, None
     for batch in batches:
-        (value, n), found = value_and_grad(model, *batch)
+        if getattr(batch, "fresh", None) is not None and carried is None:
+            carried = empty_states(model, len(batch.tokens))
+        (value, n, carried), found = value_and_grad(model, *batch, carried=carried)
         n = n.item()
         loss, count = loss + value.item() * n, count + n
         for name, g in tree_flatten(found):
@@ -68,16 +69,16 @@ def test_rows_side_by_side_are_the_texts_alone(tuned):
 
 def test_packed_is_separate(tuned):
     packed = list(Packed(EXAMPLES, 2, 256).once())
-    assert max(int((starts < 256).sum(axis=1).max()) for _, _, starts in packed) > 3
+    assert max(int((starts < 256).sum(axis=1).max()) for _, _, starts, _ in packed) > 3
     wanted = gradient(tuned, alone(EXAMPLES))
     agree(gradient(tuned, packed), wanted, 1e-5)
-    leaking = [(tokens, mask) for tokens, mask, _ in packed]
+    leaking = [(tokens, mask) for tokens, mask, *_ in packed]
     assert abs(gradient(tuned, leaking)[0] - wanted[0]) > 1e-3
 
 
 def test_packed_logits_are_the_texts_own(tuned):
     (packed,) = Packed(EXAMPLES, 1, 512).once()
-    logits = tuned(packed[0][:, :-1], starts=packed[2])
+    logits = tuned(packed[0][:, :-1], reset_positions=packed[2])
     at = 0
     for example in EXAMPLES:
         wanted = tuned(mx.array(example.tokens[None]))
@@ -87,12 +88,12 @@ def test_packed_logits_are_the_texts_own(tuned):
 
 
 def test_streams_in_whole_pieces_are_plain(tuned):
-    agree(gradient(tuned, streamed(tuned, 256)), gradient(tuned, alone(EXAMPLES)), 1e-5)
+    agree(gradient(tuned, streamed(256)), gradient(tuned, alone(EXAMPLES)), 1e-5)
 
 
 def test_streams_in_small_pieces_have_the_same_loss(tuned):
     """The memory is carried; only the gradient ends at a piece's border."""
-    wanted, got = gradient(tuned, alone(EXAMPLES)), gradient(tuned, streamed(tuned, 16))
+    wanted, got = gradient(tuned, alone(EXAMPLES)), gradient(tuned, streamed(16))
     assert abs(got[0] - wanted[0]) < 1e-6 * wanted[0]
     first = "initial_memory.layers.0.m"
     assert np.abs(got[1][first] - wanted[1][first]).max() > 1e-3 * np.abs(wanted[1][first]).max()
@@ -122,8 +123,10 @@ def test_documents_of_any_length_take_the_same_memory(model):
         examples = some_examples([length])
         mx.reset_peak_memory()
         before = mx.get_active_memory()
-        for batch in Feeder(model, "stream")(examples, 1, 64):
-            mx.eval(value_and_grad(model, *batch))
+        carried = empty_states(model, 1)
+        for batch in Streams(examples, 1, 64).once():
+            (loss, _, carried), gradients = value_and_grad(model, *batch, carried)
+            mx.eval(loss, carried, gradients)
         return mx.get_peak_memory() - before
 
     peak(640)

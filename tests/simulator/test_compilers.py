@@ -10,8 +10,8 @@ import mlx.core as mx
 import pytest
 from launches import INDEX, X, launch
 
-from fm_mlx.metal_kernels import disk_cache, simulator
-from fm_mlx.metal_kernels.simulator import compiler
+from fm_mlx.metal_kernels import simulator
+from fm_mlx.metal_kernels.simulator import compiler, disk_cache
 
 SHARED = (
     "threadgroup float s[64]; " + INDEX + "s[i] = simd_sum(x[i]) + float2(1, 2).y;"

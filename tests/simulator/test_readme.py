@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from fm_mlx.metal_kernels import simulator
-from fm_mlx.metal_kernels.simulator import runtime
+from fm_mlx.metal_kernels.simulator import native
 
 README = Path(simulator.__file__).with_name("README.md").read_text()
 EXAMPLE, PRINTED, REDIRECTED = re.findall(r"```(?:python)?\n(.*?)```", README, re.DOTALL)
@@ -35,7 +35,7 @@ def test_kinds_are_numbered_as_the_runtime_does():
     header = Path(simulator.__file__).with_name("runtime") / "launch.h"
     names = re.search(r"enum msl_kind \{(.*?)MSL_KINDS", header.read_text(), re.DOTALL)[1]
     names = re.findall(r"^  MSL_(\w+)", names, re.MULTILINE)
-    assert tuple(name.lower().replace("_", "-") for name in names) == runtime.KINDS
+    assert tuple(name.lower().replace("_", "-") for name in names) == native.KINDS
 
 
 def test_every_kind_is_explained():

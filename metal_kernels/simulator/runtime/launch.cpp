@@ -13,6 +13,10 @@ constexpr uint64_t kMostThreadgroupMemory = 32768;
 
 Launch launch;
 
+extern "C" const uint32_t msl_layout[6] = {sizeof(msl_traffic), sizeof(msl_buffer),
+                                           sizeof(msl_config),  sizeof(msl_finding),
+                                           sizeof(msl_result),  MSL_KINDS};
+
 // ---- denormal numbers
 
 #if defined(__x86_64__)

@@ -1,10 +1,10 @@
-// The runtime as Python calls it (../runtime.py mirrors these structures with ctypes).
+// The runtime as Python calls it (../native.py mirrors these structures with ctypes).
 #pragma once
 #include <stdint.h>
 
 #include "../include/msl_runtime.h"
 
-// ../runtime.py gives these their names.
+// ../native.py gives these their names.
 enum msl_kind {
   MSL_OUT_OF_BOUNDS,
   MSL_WRITE_TO_INPUT,
@@ -105,6 +105,10 @@ typedef void (*msl_entry)(void** arguments, const msl_thread* thread);
 int msl_run(msl_entry entry, void** arguments, msl_buffer* buffers, uint32_t buffer_count,
             const msl_site* sites, const msl_config* config, msl_result* result,
             msl_finding* findings, uint32_t max_findings);
+
+// The sizes of the structures above and the number of kinds, which Python compares with its own
+// when it loads the library: traffic, buffer, config, finding, result, MSL_KINDS.
+extern const uint32_t msl_layout[6];
 
 // Memory with redzones on both sides, filled with 0xFF. `block` is what msl_free wants.
 void* msl_allocate(uint64_t size, void** block, uint64_t* block_size);

@@ -1,0 +1,96 @@
+"""What a block computes beside its matrix products and its memory.
+
+These are the residual stream's sum with its RMS norm, and SwiGLU. MLX's exponential takes 20
+to 30 ns a number on a Linux CPU, so that SwiGLU has a form of its own there.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import mlx.core as mx
+from mlx_lm.models.activations import swiglu as exponential_swiglu
+
+from fm_mlx.metal_kernels import add_rms_norm as kernels
+from fm_mlx.metal_kernels.launch import differentiable, on_cpu, runs
+
+
+def add_rms_norm(
+    x: mx.array, update: mx.array, weight: mx.array, eps: float
+) -> tuple[mx.array, mx.array]:
+    """x + update and the RMS norm of that sum, in one launch on a GPU.
+
+    Args:
+        x, update: (..., hidden), float; of one shape and dtype for the kernel.
+        weight: (hidden,) float32.
+        eps: added to the mean square.
+
+    Returns:
+        The sum and its norm, both in the dtype of the sum; the norm is computed in float32
+        from the sum as it is rounded.
+    """
+    alike = (x.shape, x.dtype) == (update.shape, update.dtype)
+    if not alike or not runs("add_rms_norm"):
+        return _add_rms_norm(x, update, weight, eps)
+    hidden = x.shape[-1]
+    outputs = _kernel_add_rms_norm(eps)(x.reshape(-1, hidden), update.reshape(-1, hidden), weight)
+    total, normed = (output.reshape(x.shape) for output in outputs)
+    return total, normed
+
+
+def _add_rms_norm(x, update, weight, eps):
+    total = x + update
+    return total, mx.fast.rms_norm(total, weight, eps).astype(total.dtype)
+
+
+@cache
+def _kernel_add_rms_norm(eps: float):
+    return differentiable(
+        lambda x, update, weight: kernels.add_rms_norm(x, update, weight, eps),
+        lambda x, update, weight: _add_rms_norm(x, update, weight, eps),
+    )
+
+
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(gate) * up, elementwise; both (..., n) of one dtype.
+
+    On a GPU this is mlx-lm's. On the CPU the sigmoid is a rational function within
+    2e-7 of the exponential form and 6 times as fast (4 against 27 ns an element).
+    """
+    rational = on_cpu() and gate.dtype == mx.float32
+    return (rational_swiglu if rational else exponential_swiglu)(gate, up)
+
+
+@mx.custom_function
+def rational_swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(gate) * up in float32 with `_sigmoid`; keeps only its inputs for the backward."""
+    return _swiglu(gate, up)
+
+
+@rational_swiglu.vjp
+def _rational_swiglu_vjp(primals, cotangent, _):
+    return _swiglu_vjp(*primals, cotangent)
+
+
+@mx.compile
+def _swiglu(gate, up):
+    return gate * _sigmoid(gate) * up
+
+
+@mx.compile
+def _swiglu_vjp(gate, up, cotangent):
+    sigmoid = _sigmoid(gate)
+    silu = gate * sigmoid
+    return cotangent * up * (sigmoid + silu * (1 - sigmoid)), cotangent * silu
+
+
+def _sigmoid(x: mx.array) -> mx.array:
+    """(1 + tanh(x / 2)) / 2: Lambert's continued fraction for tanh(x / 8), doubled twice."""
+    z = mx.clip(x, -18.0, 18.0) * 0.125
+    z2 = z * z
+    numerator = z * (135135 + z2 * (17325 + z2 * (378 + z2)))
+    denominator = 135135 + z2 * (62370 + z2 * (3150 + 28 * z2))
+    tanh = numerator / denominator
+    tanh = 2 * tanh / (1 + tanh * tanh)
+    tanh = 2 * tanh / (1 + tanh * tanh)
+    return 0.5 + 0.5 * tanh

@@ -1,0 +1,140 @@
+"""Inputs on which every kernel is compared with its reference op, for small and large models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from fm_mlx import ops
+from fm_mlx.metal_kernels import launch
+from fm_mlx.metal_kernels.chunk_scan import MAX_CHUNK
+from fm_mlx.metal_kernels.launch import Backend
+from fm_mlx.ops.chunk_map import chunk_map
+from fm_mlx.ops.state_pass import state_pass
+
+_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Check:
+    """A kernel on some input.
+
+    Attributes:
+        file: The Metal file of the kernel.
+        case: Shapes and dtype, for people.
+        run: Computes the outputs, by the kernel or by the reference op as `launch.using` says.
+        dtype: The dtype of the least precise output.
+    """
+
+    file: str
+    case: str
+    run: Callable[[], list[mx.array]]
+    dtype: mx.Dtype = mx.float32
+
+
+def checks() -> Iterator[Check]:
+    """Every kernel, on the shapes of small and large models."""
+    for tokens, m, k, dtype in [(1, 64, 8, mx.bfloat16), (3, 4096, 8, mx.float32)]:
+        yield _route(tokens, m, k, dtype)
+    for batch, m, k, d, dtype in [(1, 64, 8, 2048, mx.bfloat16), (3, 300, 70, 200, mx.float32)]:
+        yield _sparse_update(batch, m, k, d, dtype, masked=False)
+    yield _sparse_update(3, 64, 8, 256, mx.float16, masked=True)
+    for tokens, hidden, dtype in [(1, 2048, mx.bfloat16), (3, 250, mx.float32)]:
+        yield _add_rms_norm(tokens, hidden, dtype)
+    for shape in [(1, 16, 64, 32), (2, 5, 33, 50)]:
+        yield _state_pass(*shape)
+    for shape in [(1, 4, 64, 256, 8), (2, 2, 70, 50, 70)]:
+        yield _chunk_scan(*shape)
+        yield _chunk_scan_vjp(*shape)
+
+
+def _route(tokens: int, m: int, k: int, dtype: mx.Dtype) -> Check:
+    mx.random.seed(0)
+    routing = (3 * mx.random.normal((tokens, m + 2))).astype(dtype)
+    mx.eval(routing)
+
+    def run():
+        return [*ops.route(routing, k, 0.5), *ops.route_dense(routing, k, 0.5)]
+
+    return Check("route", f"{tokens} x {m}, k {k}, {dtype_name(dtype)}", run)
+
+
+def _sparse_update(batch: int, m: int, k: int, d: int, dtype: mx.Dtype, masked: bool) -> Check:
+    mx.random.seed(0)
+    chosen = mx.argsort(mx.random.uniform(shape=(batch, m)), axis=-1)[:, :k]
+    indices = mx.sort(chosen, axis=-1).astype(mx.int32)[:, None]
+    theta, phi = mx.random.uniform(shape=(2, batch, 1, k))
+    value = mx.random.normal((batch, 1, d)).astype(dtype)
+    state = mx.random.normal((batch, m, d))
+    mask = mx.arange(batch)[:, None] > 0 if masked else None
+    mx.eval(indices, theta, phi, value, state, mask)
+
+    def run():
+        return list(ops.sparse_update(indices, theta, phi, value, state, mask, eps=_EPS))
+
+    case = f"{batch} x {m} x {d}, k {k}, {dtype_name(dtype)}" + (", masked" if masked else "")
+    return Check("sparse_update", case, run, dtype)
+
+
+def _add_rms_norm(tokens: int, hidden: int, dtype: mx.Dtype) -> Check:
+    mx.random.seed(0)
+    x, update = mx.random.normal((2, tokens, hidden)).astype(dtype)
+    weight = mx.random.uniform(shape=(hidden,))
+    mx.eval(x, update, weight)
+    case = f"{tokens} x {hidden}, {dtype_name(dtype)}"
+    return Check(
+        "add_rms_norm", case, lambda: list(ops.add_rms_norm(x, update, weight, _EPS)), dtype
+    )
+
+
+def _state_pass(batch: int, chunks: int, m: int, d: int) -> Check:
+    mx.random.seed(0)
+    decay = mx.random.uniform(shape=(batch, chunks, m))
+    increment = mx.random.normal((batch, chunks, m, d))
+    state = mx.random.normal((batch, m, d))
+    primals = [decay, increment, state]
+    cotangents = [mx.random.normal(increment.shape), mx.random.normal(state.shape)]
+    mx.eval(primals, cotangents)
+
+    def run():
+        outputs, gradients = mx.vjp(state_pass, primals, cotangents)
+        return [*outputs, *gradients]
+
+    return Check("state_pass", f"{batch} x {chunks} x {m} x {d}, both ways", run)
+
+
+def _chunks(batch: int, chunks: int, m: int, d: int, k: int) -> tuple[list[mx.array], str]:
+    """Inputs of `chunk_map` as a scan makes them."""
+    mx.random.seed(0)
+    shape = (batch, chunks, MAX_CHUNK)
+    with launch.using(Backend.OPS):
+        theta, phi = ops.route_dense(2 * mx.random.normal((*shape, m + 2)), k)
+    values = mx.random.normal((*shape, d))
+    start = mx.random.normal((batch, chunks, m, d))
+    gram = values @ values.swapaxes(-1, -2)
+    inputs = [theta, phi, gram, values @ start.swapaxes(-1, -2), start.square().sum(-1)]
+    mx.eval(inputs)
+    return inputs, f"{batch} x {chunks} x {MAX_CHUNK} x {m}, d {d}, k {k}"
+
+
+def _chunk_scan(batch: int, chunks: int, m: int, d: int, k: int) -> Check:
+    inputs, case = _chunks(batch, chunks, m, d, k)
+    return Check("chunk_scan", case, lambda: list(chunk_map(*inputs, d, _EPS)))
+
+
+def _chunk_scan_vjp(batch: int, chunks: int, m: int, d: int, k: int) -> Check:
+    inputs, case = _chunks(batch, chunks, m, d, k)
+    cotangents = [mx.random.normal(inputs[0].shape), mx.random.normal(inputs[2].shape)]
+    mx.eval(cotangents)
+
+    def run():
+        return list(mx.vjp(lambda *x: chunk_map(*x, d, _EPS), inputs, cotangents)[1])
+
+    return Check("chunk_scan_vjp", case, run)
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    """A dtype as people write it: "float32"."""
+    return str(dtype).removeprefix("mlx.core.")

@@ -1,0 +1,30 @@
+"""MLX's random numbers, which can be seeded but not set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlx.core as mx
+
+
+def random_key() -> mx.array:
+    """The key (2,) uint32 that the next random numbers come from."""
+    return mx.array(mx.random.state[0])
+
+
+def set_random_key(key: mx.array) -> None:
+    """Go on with the random numbers that come from a key of `random_key`."""
+    # a key is the two halves of the seed that makes it
+    high, low = key.tolist()
+    mx.random.seed(high << 32 | low)
+
+
+@contextmanager
+def preserved() -> Iterator[None]:
+    """Random numbers that are drawn inside a ``with`` block do not change the later ones."""
+    key = random_key()
+    try:
+        yield
+    finally:
+        set_random_key(key)

@@ -1,0 +1,63 @@
+"""Names and shapes of a model's weights: what they must be, and what they tell of the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from mlx.utils import tree_flatten
+
+from fm_mlx.model import Model, ModelArgs
+from fm_mlx.support.random_state import preserved
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+Shape = tuple[int, ...]
+
+_LAYER = re.compile(r"^model\.layers\.(\d{1,9})\.")
+
+
+def weight_shapes(args: ModelArgs) -> dict[str, Shape]:
+    """The name and shape of every weight of a model, in floating point; nothing is computed."""
+    with preserved():
+        parameters = tree_flatten(Model(args).parameters())
+    return {name: tuple(array.shape) for name, array in parameters}
+
+
+def layer_numbers(names: Iterable[str]) -> set[int]:
+    """The numbers of the layers that names of weights speak of."""
+    return {int(found[1]) for name in names if (found := _LAYER.match(name))}
+
+
+def sizes_told_by(shapes: Mapping[str, Shape]) -> dict[str, int | bool]:
+    """The keys of config.json that the shapes of weights give away, as far as they do.
+
+    Holds for quantised weights as well: it looks only at rows, and at weights that are never
+    quantised.
+
+    Raises:
+        ValueError: if there are weights of a layer, and none of one before it.
+    """
+
+    def size(name: str, axis: int) -> int | None:
+        shape = shapes.get(name)
+        return shape[axis] if shape is not None and len(shape) == 2 else None
+
+    layers = layer_numbers(shapes)
+    gap = next((i for i in range(len(layers)) if i not in layers), None)
+    if gap is not None:
+        raise ValueError(f"there are weights of layer {max(layers)} and none of layer {gap}")
+    first = "model.layers.0."
+    router = f"{first}memory.router.weight"
+    rows = size(router, 0)
+    told = {
+        "vocab_size": size(EMBEDDING, 0),
+        "hidden_size": size(router, 1),
+        "num_hidden_layers": len(layers) or None,
+        "memory_size": size(f"{first}memory.in_proj.weight", 0),
+        "num_memory_states": None if rows is None else rows - 2,
+        "intermediate_size": size(f"{first}mlp.gate_proj.weight", 0),
+        "tie_word_embeddings": HEAD not in shapes,
+    }
+    return {key: value for key, value in told.items() if value is not None}

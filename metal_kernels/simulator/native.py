@@ -1,0 +1,311 @@
+"""The runtime library through ctypes: runtime/launch.h says what the fields mean."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from .compiler import Library, runtime_library
+from .report import Buffer, Finding, Report, Traffic
+
+# As runtime/launch.h numbers them.
+KINDS = (
+    "out-of-bounds",
+    "write-to-input",
+    "uninitialised-read",
+    "unwritten-output",
+    "race-read-after-write",
+    "race-write-after-write",
+    "race-write-after-read",
+    "race-same-value",
+    "simd-lockstep",
+    "barrier-divergence",
+    "barrier-after-exit",
+    "simdgroup-barrier-divergence",
+    "simd-partial",
+    "simd-divergent",
+    "bad-shuffle",
+    "undefined-behaviour",
+    "wild-pointer",
+    "memory-fault",
+    "timeout",
+    "threadgroup-memory",
+)
+BUFFER_KINDS = ("input", "output", "threadgroup", "constant")
+ORDERS = ("forward", "reverse", "random")
+REDUCE_ORDERS = ("ascending", "descending", "sequential")
+
+_MAX_FINDINGS = 64
+_NO_THREAD = 0xFFFFFFFF
+
+_u32, _u64, _i32, _i64 = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int32, ctypes.c_int64
+
+
+def _fields(*groups: tuple[type, str]) -> list[tuple[str, type]]:
+    return [(name, kind) for kind, names in groups for name in names.split()]
+
+
+class _Traffic(ctypes.Structure):
+    _fields_ = _fields((_u64, "count bytes sector_bytes threadgroup_bytes unique_bytes"))
+
+
+class _Buffer(ctypes.Structure):
+    _fields_ = _fields(
+        (ctypes.c_void_p, "base"),
+        (_u64, "size"),
+        (_u32, "item_size kind initialised padding"),
+        (ctypes.c_char_p, "name"),
+        (_Traffic, "loads stores"),
+        (_u64, "unwritten_bytes"),
+    )
+
+
+class _Config(ctypes.Structure):
+    _fields_ = _fields(
+        (_u32 * 3, "grid threadgroup"),
+        (
+            _u32,
+            "order seed reduce_order yield_at_memory flush_denormals timeout_ms stack_bytes",
+        ),
+    )
+
+
+class _Finding(ctypes.Structure):
+    _fields_ = _fields(
+        (_i32, "kind line column other_line"),
+        (_u32 * 3, "threadgroup"),
+        (_u32, "thread other_thread padding"),
+        (_u64, "count"),
+        (_i64, "offset"),
+        (ctypes.c_char * 64, "file"),
+        (ctypes.c_char * 48, "buffer"),
+        (ctypes.c_char * 160, "message"),
+    )
+
+
+class _Result(ctypes.Structure):
+    _fields_ = _fields(
+        (_u32, "findings stopped"),
+        (
+            _u64,
+            "threads threadgroups barriers simd_operations atomics threadgroup_memory",
+        ),
+    )
+
+
+@cache
+def _kernel(path: Path) -> ctypes.CDLL:
+    """A kernel's library. Its symbols are its own: others have functions of the same names."""
+    return ctypes.CDLL(str(path), mode=ctypes.RTLD_LOCAL)
+
+
+@cache
+def _runtime() -> ctypes.CDLL:
+    """The runtime, whose functions the kernels' libraries find."""
+    runtime = ctypes.CDLL(str(runtime_library()), mode=ctypes.RTLD_GLOBAL)
+    _check_layout(runtime)
+    runtime.msl_allocate.restype = ctypes.c_void_p
+    runtime.msl_allocate.argtypes = [
+        _u64,
+        ctypes.POINTER(ctypes.c_void_p),
+        ctypes.POINTER(_u64),
+    ]
+    runtime.msl_free.argtypes = [ctypes.c_void_p, _u64]
+    return runtime
+
+
+def _check_layout(runtime: ctypes.CDLL) -> None:
+    """Raise ImportError unless the library's structures are those of this module."""
+    structures = (_Traffic, _Buffer, _Config, _Finding, _Result)
+    expected = [*map(ctypes.sizeof, structures), len(KINDS)]
+    found = list((_u32 * len(expected)).in_dll(runtime, "msl_layout"))
+    if found != expected:
+        raise ImportError(f"runtime/launch.h declares {found}; native.py mirrors {expected}")
+
+
+@dataclass
+class Memory:
+    """Bytes of a buffer, between redzones.
+
+    Attributes:
+        name: of the parameter.
+        kind: "input" or "output".
+        item_size: bytes of an element, the grain of races and traffic.
+        bytes: the memory, as an array of uint8.
+        address: of its first byte.
+        initialised: whether it may be read before the kernel writes it.
+    """
+
+    name: str
+    kind: str
+    item_size: int
+    bytes: np.ndarray
+    address: int
+    initialised: bool
+
+
+class Allocator:
+    """Memory for one launch."""
+
+    def __init__(self):
+        self.memories: list[Memory] = []
+        self._blocks: list[tuple[int, int]] = []
+
+    def allocate(
+        self, name: str, kind: str, size: int, item_size: int, initialised: bool
+    ) -> Memory:
+        """Memory of `size` bytes."""
+        block, block_size = ctypes.c_void_p(), _u64()
+        address = _runtime().msl_allocate(size, ctypes.byref(block), ctypes.byref(block_size))
+        if not address:
+            raise MemoryError(f"no memory for {name}: {size} bytes")
+        self._blocks.append((block.value, block_size.value))
+        raw = (ctypes.c_uint8 * size).from_address(address)
+        content = np.frombuffer(raw, np.uint8) if size else np.zeros(0, np.uint8)
+        memory = Memory(name, kind, item_size, content, address, initialised)
+        self.memories.append(memory)
+        return memory
+
+    def free(self) -> None:
+        """Give all of it back; no array over it may be used any more."""
+        self.memories.clear()
+        for block in self._blocks:
+            _runtime().msl_free(*block)
+        self._blocks.clear()
+
+
+@contextmanager
+def allocator() -> Iterator[Allocator]:
+    """An allocator whose memory lives as long as the block."""
+    memory = Allocator()
+    try:
+        yield memory
+    finally:
+        memory.free()
+
+
+def run(
+    name: str,
+    library: Library,
+    memories: Sequence[Memory],
+    grid: Sequence[int],
+    threadgroup: Sequence[int],
+    **config: int,
+) -> Report:
+    """Run one launch of a compiled kernel.
+
+    Args:
+        name: of the kernel, for the report.
+        library: of the kernel.
+        memories: what its buffer parameters point to, in order.
+        grid, threadgroup: three numbers each.
+        config: fields of msl_config.
+    """
+    runtime, kernel = _runtime(), _kernel(library.path)
+    buffers = [
+        _Buffer(
+            base=memory.address,
+            size=len(memory.bytes),
+            item_size=memory.item_size,
+            kind=BUFFER_KINDS.index(memory.kind),
+            initialised=memory.initialised,
+            name=memory.name.encode(),
+        )
+        for memory in memories
+    ]
+    variables = [(v, "threadgroup") for v in library.threadgroup]
+    variables += [(v, "constant") for v in library.constants]
+    addresses = (ctypes.c_void_p * (len(variables) + 1)).in_dll(kernel, "msl_variables")
+    buffers += [
+        _Buffer(
+            base=address,
+            size=variable.size,
+            item_size=variable.item_size,
+            kind=BUFFER_KINDS.index(kind),
+            initialised=kind == "constant",
+            name=_variable_name(variable.symbol).encode(),
+        )
+        for (variable, kind), address in zip(variables, addresses, strict=False)
+    ]
+    table = (_Buffer * len(buffers))(*buffers)
+    arguments = (ctypes.c_void_p * len(memories))(*(m.address for m in memories))
+    settings = _Config(grid=(_u32 * 3)(*grid), threadgroup=(_u32 * 3)(*threadgroup), **config)
+    result, findings = _Result(), (_Finding * _MAX_FINDINGS)()
+    runtime.msl_run(
+        ctypes.cast(kernel.msl_entry, ctypes.c_void_p),
+        arguments,
+        table,
+        _u32(len(buffers)),
+        ctypes.byref(ctypes.c_char.in_dll(kernel, "msl_sites")),
+        ctypes.byref(settings),
+        ctypes.byref(result),
+        findings,
+        _u32(_MAX_FINDINGS),
+    )
+    return Report(
+        name=name,
+        findings=[_finding(f) for f in findings[: result.findings]],
+        buffers={buffer.name.decode(): _buffer(buffer) for buffer in table},
+        threads=result.threads,
+        threadgroups=result.threadgroups,
+        barriers=result.barriers,
+        simd_operations=result.simd_operations,
+        atomics=result.atomics,
+        threadgroup_memory=result.threadgroup_memory,
+    )
+
+
+def _finding(found: _Finding) -> Finding:
+    return Finding(
+        kind=KINDS[found.kind],
+        message=found.message.decode(),
+        file=found.file.decode(),
+        line=found.line,
+        column=found.column,
+        buffer=found.buffer.decode(),
+        offset=found.offset,
+        thread=None if found.thread == _NO_THREAD else found.thread,
+        threadgroup=tuple(found.threadgroup),
+        other_thread=None if found.other_thread == _NO_THREAD else found.other_thread,
+        other_line=found.other_line,
+        count=found.count,
+    )
+
+
+def _buffer(buffer: _Buffer) -> Buffer:
+    return Buffer(
+        kind=BUFFER_KINDS[buffer.kind],
+        size=buffer.size,
+        loads=_traffic(buffer.loads),
+        stores=_traffic(buffer.stores),
+        unwritten_bytes=buffer.unwritten_bytes,
+    )
+
+
+def _traffic(traffic: _Traffic) -> Traffic:
+    return Traffic(**{name: getattr(traffic, name) for name, _ in _Traffic._fields_})
+
+
+def _variable_name(symbol: str) -> str:
+    """The variable's own name in a mangled symbol: ``..E4sums`` or ``..E4sums_0``.
+
+    In the mangled name of a function's variable it comes last, after its length.
+    """
+    text = symbol.strip('@"')
+    for start in range(len(text) - 1, 0, -1):
+        if not text[start - 1].isdigit() or text[start].isdigit():
+            continue
+        first = start
+        while first and text[first - 1].isdigit():
+            first -= 1
+            length = int(text[first:start])
+            rest = text[start + length :]
+            if 0 < length <= len(text) - start and (not rest or rest.lstrip("_").isdigit()):
+                return text[start : start + length]
+    return text

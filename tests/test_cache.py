@@ -1,0 +1,178 @@
+"""Law 7: two states that take turns give what one gives, branch, save and stay in place."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from cases import LOGITS_TOLERANCE, REAL, close, same_bits, tiny_model, tokens
+from laws import BUFFERED, buffered_decode_is_the_dense
+from mlx_lm.generate import batch_generate, generate_step
+from mlx_lm.models.cache import ArraysCache, load_prompt_cache, save_prompt_cache
+
+from fm_mlx import cache as caches
+from fm_mlx.metal_kernels import launch, simulator
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(REAL, **BUFFERED)
+
+
+def decoded(model, cache, first: int, count: int = 12) -> tuple[list[int], np.ndarray]:
+    """Greedy tokens from `first` on, one computed ahead, and the last logits."""
+    y, ids = mx.array([first]), []
+    for _ in range(count):
+        logits = model(y[None], cache)[:, -1]
+        following = mx.argmax(logits, axis=-1)
+        mx.async_eval(following, logits)
+        ids.append(y.item())
+        y = following
+    return ids, np.array(logits)
+
+
+def prefilled(model, length: int = 30) -> list[ArraysCache]:
+    """A cache after a prompt and five tokens."""
+    cache = model.make_cache()
+    mx.eval(model(tokens((1, length)), cache))
+    decoded(model, cache, 3, 5)
+    return cache
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_is_the_dense_form(masked):
+    buffered_decode_is_the_dense(REAL, masked=masked)
+
+
+@pytest.mark.parametrize("kernels", ["ops", "simulator"])
+def test_by_kernels(model, kernels):
+    """On Metal a step is two writes and one launch; the same tokens."""
+    if kernels == "simulator" and (reason := simulator.unavailable()):
+        pytest.skip(reason)
+    with launch.using("ops"):
+        wanted, logits = decoded(model, prefilled(model), 7)
+    with launch.using(kernels):
+        ids, got = decoded(model, prefilled(model), 7)
+    assert ids == wanted
+    close(got, logits, LOGITS_TOLERANCE, "logits")
+
+
+class TestSnapshots:
+    """Hold a cache, decode on, come back: bit-equal, and neither disturbs the other."""
+
+    def held(self, how, cache, path):
+        if how == "references":
+            held = [ArraysCache(len(c.cache)) for c in cache]
+            for copied, c in zip(held, cache, strict=True):
+                copied.cache = list(c.cache)
+            return lambda: held
+        if how == "deepcopy":
+            held = copy.deepcopy(cache)
+            return lambda: held
+        save_prompt_cache(str(path / "cache.safetensors"), cache)
+        return lambda: load_prompt_cache(str(path / "cache.safetensors"))
+
+    @pytest.mark.parametrize("how", ["references", "deepcopy", "file"])
+    @pytest.mark.parametrize("decoded_before", [0, 1, 2, 5])
+    def test_continuations_are_bit_equal(self, model, how, decoded_before, tmp_path):
+        cache = model.make_cache()
+        mx.eval(model(tokens((1, 30)), cache))
+        if decoded_before:
+            decoded(model, cache, 3, decoded_before)
+        back = self.held(how, cache, tmp_path)
+        first, logits = decoded(model, cache, 7)
+        decoded(model, cache, 9, 4)
+        again, logits_again = decoded(model, back(), 7)
+        assert again == first
+        same_bits(logits_again, logits, "logits")
+
+    def test_row_of_a_batch(self, model):
+        """A row that is taken out of a batch goes on as if it had been alone."""
+        ids = tokens((3, 20))
+        batch = model.make_cache()
+        mx.eval(model(ids, batch))
+        for t in range(4):
+            mx.eval(model(ids[:, t : t + 1], batch))
+        row, untouched = [c.extract(1) for c in batch], copy.deepcopy(batch)
+        alone = model.make_cache()
+        mx.eval(model(ids[1:2], alone))
+        for t in range(4):
+            mx.eval(model(ids[1:2, t : t + 1], alone))
+        got, wanted = decoded(model, row, 5), decoded(model, alone, 5)
+        assert got[0] == wanted[0]
+        close(got[1], wanted[1], LOGITS_TOLERANCE, "logits")
+        same_bits(model(ids[:, 5:6], batch), model(ids[:, 5:6], untouched), "the batch")
+
+    def test_costs_one_copy_of_each_buffer(self, model):
+        """Not one per token: the buffers of the branch are its own after two steps."""
+        cache = prefilled(model)
+        held = [list(c.cache) for c in cache]
+        size = sum(c.cache[0].nbytes for c in cache)
+        before = mx.get_active_memory()
+        growth = []
+        for _ in range(6):
+            decoded(model, cache, 5, 1)
+            mx.eval([c.cache for c in cache])
+            growth.append((mx.get_active_memory() - before) / size)
+        assert growth[1] == pytest.approx(2, abs=0.1)
+        assert max(growth[2:]) == pytest.approx(2, abs=0.1)
+        assert held
+
+
+class TestWithMlxLm:
+    def test_generate_step(self, model):
+        """mlx-lm's asynchronous loop, against the dense form."""
+
+        def run(cache):
+            steps = generate_step(tokens((40,)), model, max_tokens=30, prompt_cache=cache)
+            return [token for token, _ in steps]
+
+        dense = [ArraysCache(size=1) for _ in model.layers]
+        assert run(model.make_cache()) == run(dense)
+
+    def test_ragged_batches(self, loaded):
+        """batch_generate on a model with two buffers, against every prompt alone."""
+        small, tokenizer = loaded
+        model = tiny_model(REAL, **BUFFERED, vocab_size=small.args.vocab_size)
+        prompts = [tokens((n,)).tolist() for n in (3, 30, 11)]
+        together = batch_generate(model, tokenizer, prompts, max_tokens=8).texts
+        alone = [batch_generate(model, tokenizer, [p], max_tokens=8).texts[0] for p in prompts]
+        assert together == alone
+
+
+class TestInPlace:
+    def test_peak_is_two_states(self):
+        """Beside the weights: the state twice, and little else."""
+        large = tiny_model(REAL, num_memory_states=4096, memory_size=256, num_active_states=8)
+        cache = large.make_cache()
+        y = mx.array([[3]])
+        for _ in range(3):
+            mx.eval(large(y, cache), [c.cache for c in cache])
+        state = 4096 * 256 * 4 * len(cache)
+        held = mx.get_active_memory()
+        mx.reset_peak_memory()
+        decoded(large, cache, 5, 50)
+        grown = mx.get_peak_memory() - held
+        assert grown < 0.05 * state, grown
+        assert mx.get_active_memory() - held < 0.01 * state
+
+    @pytest.mark.parametrize("count", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
+    def test_nothing_grows(self, model, count):
+        cache = prefilled(model)
+        sizes = []
+        for _ in range(4):
+            decoded(model, cache, 5, count // 4)
+            mx.eval([c.cache for c in cache])
+            sizes.append(mx.get_active_memory())
+        assert all(abs(a - b) < 10_000 for a, b in pairwise(sizes)), sizes
+
+
+@pytest.mark.parametrize(
+    ("shape", "entries"),
+    [((64, 8, 256), 1), ((64, 8, 2048), 6), ((4096, 8, 256), 6), ((4096, 4096, 256), 1)],
+)
+def test_form_goes_by_shape(shape, entries):
+    assert caches.cache_entries(*shape) == entries

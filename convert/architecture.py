@@ -9,7 +9,7 @@ from typing import Any
 
 from fm_mlx.convert.key_map import KeyMap, Weight
 from fm_mlx.model import MODEL_TYPE, ModelArgs, shown
-from fm_mlx.weights import EMBEDDING, layer_numbers, sizes_told_by, weight_shapes
+from fm_mlx.weights import TELLING, layer_numbers, sizes_told_by, weight_shapes
 
 # What no shape tells, with the option that gives it.
 UNSEEN = {
@@ -18,14 +18,6 @@ UNSEEN = {
     "rms_norm_eps": "--rms-norm-eps",
     "memory_norm_eps": "--memory-norm-eps",
 }
-
-# Weights without whose shapes there is no model.
-_TELLING = (
-    EMBEDDING,
-    "model.layers.0.memory.in_proj.weight",
-    "model.layers.0.memory.router.weight",
-    "model.layers.0.mlp.gate_proj.weight",
-)
 
 
 def model_args(
@@ -55,7 +47,7 @@ def model_args(
     if missing and not ours:
         keys = ", ".join(key for key in UNSEEN if key not in unseen)
         raise ValueError(f"no shape tells {keys}: give {' '.join(f'{o} X' for o in missing)}")
-    if lacking := [name for name in _TELLING if name not in weights]:
+    if lacking := [name for name in TELLING if name not in weights]:
         some = ", ".join(list(weights)[:4])
         raise ValueError(f"missing: {', '.join(lacking)}; there are {some}, ...")
     args = ModelArgs.from_dict({"model_type": MODEL_TYPE, **told, **unseen})

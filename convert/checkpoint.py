@@ -12,9 +12,10 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from fm_mlx.loading import read_json_object
+from fm_mlx.support.files import read_json_object
+from fm_mlx.support.safetensors_file import tensors_of
 
 # What a weight may be, by the names of safetensors.
 DTYPES = {
@@ -162,16 +163,10 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(file, framework="np") as opened:
-            names = list(opened.keys())
-            slices = {name: opened.get_slice(name) for name in names}
-            kinds = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
-    for name, (_, dtype) in kinds.items():
-        _check_dtype(name, dtype, file)
-    wide = {name for name, (_, dtype) in kinds.items() if dtype == "F64"}
+    found = tensors_of(file)
+    for name, tensor in found.items():
+        _check_dtype(name, tensor.dtype, file)
+    wide = {name for name, tensor in found.items() if tensor.dtype == "F64"}
 
     def read(name: str) -> mx.array:
         if name in wide:  # MLX has no float64 off the CPU
@@ -180,8 +175,8 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
         return mx.load(str(file))[name]  # lazily: only this one is read
 
     return {
-        name: Tensor(shape, dtype, file, lambda name=name: read(name))
-        for name, (shape, dtype) in kinds.items()
+        name: Tensor(tensor.shape, tensor.dtype, file, lambda name=name: read(name))
+        for name, tensor in found.items()
     }
 
 

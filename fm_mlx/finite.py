@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -81,12 +82,16 @@ class WatchedModel(Model):
             NotFiniteError: names the first layer whose output is not finite.
         """
         logits = super().logits(x)
-        # of a prompt the logits are often never computed: what they are made of has to do
+        # the logits of a prompt are often never computed: what they are made of has to do
         looked_at = logits if x.shape[1] == 1 else x
-        if not mx.isfinite(looked_at).all().item():
+        if not mx.isfinite(looked_at).all().item() or self._has_bad_head:
             fault = _first_fault(self, [], mx.zeros((1, 1), mx.int32))
             raise NotFiniteError(f"the logits are not finite: {fault}")
         return logits
+
+    @cached_property
+    def _has_bad_head(self) -> bool:
+        return "lm_head" in self and not is_finite(self.lm_head.weight)
 
 
 def _state_fault(model: Model, cache: Sequence[Any]) -> str | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal, cast, overload
 
 import mlx.core as mx
 from huggingface_hub import snapshot_download
@@ -16,15 +15,69 @@ from mlx_lm.models.cache import ArraysCache, load_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, load_adapters, load_model, load_tokenizer
 
-from fm_mlx.model import MODEL_TYPE, Model, ModelArgs
+from fm_mlx.model import MODEL_TYPE, Model, ModelArgs, shown
+from fm_mlx.precision import may_be_quantised
+from fm_mlx.support.files import brief, check_regular, read_json_object
+from fm_mlx.support.safetensors_file import tensors_of
+from fm_mlx.weights import check_sizes
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 # Weights of PyTorch, in the files of a repository.
 _TORCH_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.index.json")
 
+# What libraries raise for files that are not what they should be.
+BAD_FILES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,  # MLX, for a file that is cut short
+    TypeError,
+    ValueError,
+)
+
+# Dtypes of weights by the names of safetensors; unsigned integers hold quantised ones.
+_WEIGHT_DTYPES = ("F32", "F16", "BF16", "U32", "U8")
+
+# Keys of config.json that mlx-lm looks at beside the model's own, and what they may be.
+_KINDS = {
+    "quantization": (dict, "an object with group_size and bits"),
+    "quantization_config": (dict, "an object"),
+    "architectures": ((list, str), "a list of names"),
+    "eos_token_id": ((int, list), "a token's number, or a list of them"),
+}
+
 # By which a tokenizer is known to be there.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
+
+
+@overload
+def load(
+    path_or_repo: str | Path | None = None,
+    *,
+    adapter_path: str | Path | None = None,
+    tokenizer_config: dict[str, Any] | None = None,
+    model_config: dict[str, Any] | None = None,
+    lazy: bool = False,
+    return_config: Literal[False] = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Model, TokenizerWrapper]: ...
+
+
+@overload
+def load(
+    path_or_repo: str | Path | None = None,
+    *,
+    adapter_path: str | Path | None = None,
+    tokenizer_config: dict[str, Any] | None = None,
+    model_config: dict[str, Any] | None = None,
+    lazy: bool = False,
+    return_config: Literal[True],
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Model, TokenizerWrapper, dict[str, Any]]: ...
 
 
 def load(
@@ -59,15 +112,24 @@ def load(
             The text of either names the file and what is allowed, in one line.
     """
     folder = find_model(path_or_repo, revision)
-    _check_config(folder, model_config, trust_remote_code)
+    args = _check_config(folder, model_config, trust_remote_code)
+    if args is not None:
+        _check_weights(folder, args)
+        # mlx-lm looks for other people's quantisations where there is no such key
+        model_config = {"quantization_config": None} | (model_config or {})
     try:
-        model, config = load_model(
+        loaded = load_model(
             folder, lazy, model_config=model_config, trust_remote_code=trust_remote_code
         )
+        model, config = cast(Model, loaded[0]), loaded[1]
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no weights (model*.safetensors) in {folder}") from error
-    except (ValueError, RuntimeError) as error:  # MLX reports a broken file as RuntimeError
-        raise ValueError(f"the weights in {folder} cannot be used: {_brief(error)}") from error
+    except BAD_FILES as error:
+        raise ValueError(f"the weights in {folder} cannot be used: {brief(error)}") from error
+    if config.get("quantization_config", True) is None:
+        del config["quantization_config"]
+        if "quantization" in config:  # the same under its other name, as mlx-lm writes it
+            config["quantization_config"] = config["quantization"]
     if adapter_path is not None:
         _add_adapters(model, Path(adapter_path))
     tokenizer_config = {"trust_remote_code": trust_remote_code, **(tokenizer_config or {})}
@@ -81,8 +143,9 @@ def load_args(path_or_repo: str | Path | None = None) -> ModelArgs:
     Raises:
         FileNotFoundError, ValueError: as `load` for the folder and its config.
     """
-    folder = find_model(path_or_repo)
-    return _check_config(folder, None, trust_remote_code=False)
+    args = _check_config(find_model(path_or_repo), None, trust_remote_code=False)
+    assert args is not None  # only a checkpoint's own code is not looked into
+    return args
 
 
 def load_state(path: str | Path) -> tuple[list[Any], dict[str, str]]:
@@ -93,12 +156,13 @@ def load_state(path: str | Path) -> tuple[list[Any], dict[str, str]]:
         ValueError: it does not hold saved caches.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no saved state at {path}: no such file")
+    check_regular(path)
     try:
         cache, metadata = load_prompt_cache(str(path), return_metadata=True)
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a saved state: {_brief(error)}") from error
+    except BAD_FILES as error:
+        raise ValueError(f"{path} is not a saved state: {brief(error)}") from error
     return cache, metadata if isinstance(metadata, dict) else {}
 
 
@@ -144,14 +208,22 @@ def find_checkpoint(path_or_repo: str | Path, revision: str | None = None) -> Pa
 
 def _fetched(path_or_repo: str | Path, revision: str | None, patterns: list[str]) -> Path:
     path = Path(path_or_repo).expanduser()
-    if path.exists():
-        return path
+    if not path.exists():
+        path = _downloaded(path_or_repo, revision, patterns)
+    for inside in path.iterdir() if path.is_dir() else (path,):
+        # whoever opened a named pipe would wait for ever
+        if inside.exists() and not inside.is_dir():
+            check_regular(inside)
+    return path
+
+
+def _downloaded(path_or_repo: str | Path, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(
             snapshot_download(str(path_or_repo), revision=revision, allow_patterns=patterns)
         )
     except HFValidationError as error:
-        raise FileNotFoundError(f"no model at {path}: no such folder") from error
+        raise FileNotFoundError(f"no model at {path_or_repo}: no such folder") from error
     except (HfHubHTTPError, OSError) as error:
         raise FileNotFoundError(
             f"no model {path_or_repo}: neither a folder nor a Hugging Face repository "
@@ -167,24 +239,6 @@ def find_tokenizer(folder: Path, config: dict[str, Any]) -> TokenizerWrapper | N
         return None
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds something else.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path.name} in {path.parent}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {_brief(error)}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; allowed is an object")
-    return content
-
-
 def _check_config(
     folder: Path, overrides: dict[str, Any] | None, trust_remote_code: bool
 ) -> ModelArgs | None:
@@ -198,33 +252,83 @@ def _check_config(
         if trust_remote_code:
             return None
         raise ValueError(
-            f"{path} asks to run the checkpoint's own code ({config['model_file']!r}); that takes "
-            "trust_remote_code, or model_config={'model_file': None} for this package's class"
+            f"{path} asks to run the checkpoint's own code ({shown(config['model_file'])}); that "
+            "takes trust_remote_code, or model_config={'model_file': None} for this package's class"
         )
     model_type = config.get("model_type")
     if model_type != MODEL_TYPE:
         raise ValueError(
-            f"{path}: model_type is {model_type!r}; allowed is {MODEL_TYPE!r} "
+            f"{path}: model_type is {shown(model_type)}; allowed is {MODEL_TYPE!r} "
             "(mlx-lm's own commands run other models)"
         )
     try:
         args = ModelArgs.from_dict(config)
     except ValueError as error:
-        raise ValueError(f"{path}: {_brief(error)}") from error
+        raise ValueError(f"{path}: {brief(error)}") from error
+    for key, (kinds, allowed) in _KINDS.items():
+        if config.get(key) is not None and not isinstance(config[key], kinds):
+            raise ValueError(f"{path}: {key} is {shown(config[key])}; allowed is {allowed}")
     quantization = config.get("quantization")
-    if quantization is not None and not (
-        isinstance(quantization, dict) and {"group_size", "bits"} <= quantization.keys()
-    ):
+    if quantization is None and config.get("quantization_config") is not None:
         raise ValueError(
-            f"{path}: quantization is {quantization!r}; "
-            "allowed is an object with group_size and bits"
+            f"{path} has quantization_config and no quantization: weights that others than mlx-lm "
+            "quantised are not read"
         )
+    if quantization is not None:
+        for key in ("group_size", "bits"):
+            value = quantization.get(key)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**16:
+                raise ValueError(
+                    f"{path}: quantization is {shown(quantization)}; allowed is an object with "
+                    "whole numbers group_size and bits"
+                )
     return args
+
+
+def _check_weights(folder: Path, args: ModelArgs) -> None:
+    """Raise unless the files of weights are whole and of the sizes that the config says."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"no weights (model*.safetensors) in {folder}")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        named = read_json_object(index).get("weight_map")
+        named = set(map(str, named.values())) if isinstance(named, dict) else set()
+        for file in files:
+            if file.name not in named:
+                raise ValueError(f"{file} is not named by {index.name}: remove one of them")
+        for name in sorted(named):
+            check_regular(folder / Path(name).name)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        for name, tensor in tensors_of(file).items():
+            if name in shapes:
+                raise ValueError(f"{file} holds {name}, which another file of {folder} holds too")
+            if tensor.dtype not in _WEIGHT_DTYPES:
+                raise ValueError(
+                    f"{name} in {file} is {tensor.dtype}; allowed are {', '.join(_WEIGHT_DTYPES)}"
+                )
+            shapes[name] = tensor.shape
+            if tensor.dtype.startswith("U") and not _is_packed(name):
+                raise ValueError(f"{name} in {file} is {tensor.dtype}: no weight that is quantised")
+    try:
+        check_sizes(shapes, args)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {brief(error)}") from error
+
+
+def _is_packed(name: str) -> bool:
+    """Whether a weight of this name may hold packed bits, or the scales of such ones."""
+    module, _, parameter = name.rpartition(".")
+    return may_be_quantised(module) and parameter in ("weight", "scales")
 
 
 def _add_adapters(model: Model, folder: Path) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"no adapters at {folder}: no such folder")
+    for file in folder.iterdir():
+        if not file.is_dir():
+            check_regular(file)
     config = read_json_object(folder / "adapter_config.json")
     if not (folder / "adapters.safetensors").is_file():
         raise FileNotFoundError(f"no adapters.safetensors in {folder}")
@@ -233,8 +337,8 @@ def _add_adapters(model: Model, folder: Path) -> None:
             _load_adapters_and_routers(model, folder)
         else:
             load_adapters(model, str(folder))
-    except (ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"the adapters in {folder} cannot be used: {_brief(error)}") from error
+    except BAD_FILES as error:
+        raise ValueError(f"the adapters in {folder} cannot be used: {brief(error)}") from error
     model.eval()
 
 
@@ -264,21 +368,16 @@ def _tokenizer(
         raise FileNotFoundError(f"no tokenizer in {folder}: none of {', '.join(TOKENIZER_FILES)}")
     try:
         tokenizer = load_tokenizer(folder, tokenizer_config, config.get("eos_token_id"))
+        # some of what is wrong shows when a text is encoded
+        tokenizer.encode("a")
+        end = [token for token in tokenizer.eos_token_ids if not isinstance(token, int)]
     except Exception as error:  # the tokenizers library raises plain Exception on a broken file
-        raise ValueError(f"the tokenizer in {folder} cannot be used: {_brief(error)}") from error
+        raise ValueError(f"the tokenizer in {folder} cannot be used: {brief(error)}") from error
+    if end:
+        raise ValueError(f"{folder}: eos_token_id is {shown(end[0])}; allowed are whole numbers")
     if len(tokenizer) > config["vocab_size"]:
         raise ValueError(
             f"the tokenizer in {folder} has {len(tokenizer)} tokens; "
             f"the model's vocab_size is {config['vocab_size']}"
         )
     return tokenizer
-
-
-def _brief(error: Exception) -> str:
-    """An error's text in one line, of a long list its head and its length."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    hidden = len(lines) - 4
-    if hidden > 0:
-        lines[4:] = [f"and {hidden} more"]
-    text = " ".join(lines)
-    return repr(error) if isinstance(error, KeyError) or not text else text

@@ -13,6 +13,14 @@ from fm_mlx.support.random_state import preserved
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
+# Weights without whose shapes there is no model.
+TELLING = (
+    EMBEDDING,
+    "model.layers.0.memory.in_proj.weight",
+    "model.layers.0.memory.router.weight",
+    "model.layers.0.mlp.gate_proj.weight",
+)
+
 Shape = tuple[int, ...]
 
 _LAYER = re.compile(r"^model\.layers\.(\d{1,9})\.")
@@ -61,3 +69,23 @@ def sizes_told_by(shapes: Mapping[str, Shape]) -> dict[str, int | bool]:
         "tie_word_embeddings": HEAD not in shapes,
     }
     return {key: value for key, value in told.items() if value is not None}
+
+
+def check_sizes(shapes: Mapping[str, Shape], args: ModelArgs) -> None:
+    """Raise unless weights are those of a model of this make, as far as sizes tell.
+
+    Nothing is built for it, so that a config that asks for the impossible is refused first.
+
+    Raises:
+        ValueError: names the key of the config, its value, and what the weights say.
+    """
+    if missing := [name for name in TELLING if name not in shapes]:
+        raise ValueError(f"there is no {missing[0]} among the {len(shapes)} weights")
+    told = sizes_told_by(shapes)
+    # the head of a tied model may be there: it is left out
+    told.pop("tie_word_embeddings")
+    for key, value in told.items():
+        if getattr(args, key) != value:
+            raise ValueError(
+                f"{key} is {getattr(args, key)} in the config; the weights say {value}"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 
@@ -17,7 +18,9 @@ from tiny import CONFIG
 
 import fm_mlx
 from fm_mlx import loading
+from fm_mlx.commands import cli
 from fm_mlx.loading import check_state, load_state
+from fm_mlx.weights import TELLING
 
 
 def refused(error: type[Exception], *facts: str, path, **options) -> None:
@@ -150,7 +153,7 @@ def test_missing_weights_are_named(changed):
 
 
 def test_many_missing_weights_are_counted(changed, checkpoint):
-    names = sorted(mx.load(str(checkpoint / "model.safetensors")))
+    names = sorted(set(mx.load(str(checkpoint / "model.safetensors"))) - set(TELLING))
     folder = changed(weights=dict.fromkeys(names[:12]))
     facts = [names[0], names[1], names[2], "and 9 more", "Missing 12 parameters"]
     refused(ValueError, *facts, path=folder)
@@ -171,7 +174,7 @@ def test_broken_weight_files(changed, damage):
     folder = changed()
     path = folder / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    refused(ValueError, f"the weights in {folder} cannot be used", path=folder)
+    refused(ValueError, f"{path} is not a whole safetensors file", path=folder)
 
 
 @pytest.mark.parametrize("content", ["{", '{"model": 3}', '{"added_tokens": [], "model": {}}'])
@@ -269,3 +272,137 @@ def test_saved_states_are_checked(loaded, tmp_path):
     other = fm_mlx.Model(fm_mlx.ModelArgs.from_dict(CONFIG | {"num_memory_states": 16}))
     with pytest.raises(ValueError, match=r"\(1, 8, 64\).*the model's state is \(1, 16, 64\)"):
         check_state(restored, other, path)
+
+
+def rewritten(path, change) -> None:
+    """Change the header of a safetensors file."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    text = change(header)
+    text = (text if isinstance(text, str) else json.dumps(header)).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+
+
+NORM, GATE = "model.norm.weight", "model.layers.0.mlp.gate_proj.weight"
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        (lambda h: h[NORM].update(dtype="I32"), f"{NORM} in .* is I32; allowed are F32, F16, BF16"),
+        (lambda h: h[NORM].update(dtype="U32"), f"{NORM} in .* is U32: no weight that is quant"),
+        (
+            lambda h: h[UP].update(data_offsets=h[GATE]["data_offsets"]),
+            "is not a whole safetensors file",
+        ),
+        (
+            lambda h: json.dumps(h)[:-1] + f', "{NORM}": {json.dumps(h[NORM])}}}',
+            f"names '{NORM}' twice",
+        ),
+        (
+            lambda h: h.update({"model.layers.999999999.x": h.pop(NORM)}),
+            "there are weights of layer 999999999 and none of layer 2",
+        ),
+    ],
+    ids=["integers", "packed bits", "overlap", "twice", "a layer far away"],
+)
+def test_files_that_are_no_weights(changed, capsys, tmp_path, change, fact):
+    folder = changed()
+    rewritten(folder / "model.safetensors", change)
+    with pytest.raises(ValueError, match=fact):
+        fm_mlx.load(folder)
+    out = tmp_path / "out"
+    argv = ["convert", "--hf-path", str(folder), "--mlx-path", str(out), "--no-parity"]
+    assert cli.main(argv) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_stray_file_of_weights(changed, indexed):
+    """mlx-lm would take what it finds, in any order."""
+    folder = changed()
+    weights = mx.load(str(folder / "model.safetensors"))
+    mx.save_safetensors(
+        str(folder / "model-old.safetensors"), {name: 2 * x for name, x in weights.items()}
+    )
+    if indexed:
+        weight_map = dict.fromkeys(weights, "model.safetensors")
+        index = folder / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": weight_map}))
+    fact = "is not named by model.safetensors.index.json" if indexed else "which another file of"
+    with pytest.raises(ValueError, match=fact):
+        fm_mlx.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fact"),
+    [
+        ("num_hidden_layers", 10**9, "num_hidden_layers is 1000000000 in the config; the weights"),
+        ("hidden_size", 2**31 - 1, "hidden_size is 2147483647 in the config; the weights say 64"),
+        ("vocab_size", 2**31, "vocab_size is 2147483648; allowed are 1 to 2147483647"),
+        ("memory_size", 2**63, "memory_size is 9223372036854775808; allowed are"),
+        ("quantization", 3, "quantization is 3; allowed is an object"),
+        ("quantization", {"group_size": "x", "bits": 4}, "whole numbers group_size and bits"),
+        ("quantization_config", {"quant_method": "awq"}, "others than mlx-lm quantised"),
+        ("quantization_config", 3, "quantization_config is 3; allowed is an object"),
+        ("architectures", 3, "architectures is 3; allowed is a list"),
+        ("model_file", 3, "asks to run the checkpoint's own code"),
+        ("eos_token_id", {"a": 1}, "eos_token_id is {'a': 1}; allowed is a token's number"),
+        ("eos_token_id", ["x"], "eos_token_id is 'x'; allowed are whole numbers"),
+    ],
+)
+def test_configs_that_ask_for_the_impossible(changed, key, value, fact):
+    """Held against the weights before anything is built."""
+    with pytest.raises(ValueError, match=re.escape(fact)):
+        fm_mlx.load(changed(config={key: value}))
+
+
+def test_what_mlx_lm_looks_for_elsewhere_is_left(changed):
+    """A quantisation in text_config or in a file of NVIDIA's is no quantisation of ours."""
+    folder = changed(config={"text_config": {"quantization_config": {"quant_method": "gptq"}}})
+    (folder / "hf_quant_config.json").write_text('{"quant_algo": "FP8"}')
+    _, _, config = fm_mlx.load(folder, return_config=True)
+    assert "quantization_config" not in config
+
+
+@pytest.mark.parametrize("text", ['{"a":' * 5000, "[" * 100_000])
+def test_a_config_nested_too_deeply(changed, text):
+    folder = changed()
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json is n"):
+        fm_mlx.load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_named_pipe_is_not_waited_for(changed, capsys, tmp_path, name):
+    folder = changed(without=(name,))
+    os.mkfifo(folder / name)
+    with pytest.raises(ValueError, match=f"{name} is a pipe, socket or device"):
+        fm_mlx.load(folder)
+    argv = ["convert", "--hf-path", str(folder), "--mlx-path", str(tmp_path / "out")]
+    assert cli.main(argv) == 2
+    assert f"{name} is a pipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("chat_template", "{{ ''.__class__.__mro__ }}"),
+        ("chat_template", "{% for"),
+        ("chat_template", "no template"),
+        ("chat_template", 3),
+        ("chat_template", "{{ 'a' * 10**9 }}"),
+        ("model_max_length", "x"),
+    ],
+)
+def test_tokenizers_that_cannot_be_used(changed, capsys, key, value):
+    folder = changed()
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    assert cli.main(["generate", "--model", str(folder), "-p", "the river"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "chat template" in err if key == "chat_template" else "the tokenizer in" in err

@@ -9,11 +9,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+from fm_mlx.chat import template_errors
 from fm_mlx.commands.arguments import number, parsed, whole
 from fm_mlx.commands.reading import SETTLED, FileText, Progress, open_prompt
 
 # Stands for the user's text while a chat template is filled in.
 _PLACEHOLDER = "<query>"
+
+# Characters that a chat template may put around the user's text.
+_LONGEST_TEMPLATE = 1_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,7 +171,10 @@ def _in_chat_template(
     args: argparse.Namespace, tokenizer: Any, text: str | FileText, continued: bool
 ) -> str | Iterable[str]:
     """The prompt as a user's message; ``continued``: its beginning is in the saved state."""
-    options = json.loads(args.chat_template_config or "{}")
+    try:
+        options = json.loads(args.chat_template_config or "{}")
+    except ValueError as error:
+        raise ValueError(f"--chat-template-config is not JSON: {error}") from error
     if not isinstance(options, dict):
         raise ValueError("--chat-template-config: allowed is a JSON object")
     answering = args.prefill_response is not None
@@ -178,19 +185,23 @@ def _in_chat_template(
             messages.insert(0, {"role": "system", "content": args.system_prompt})
         if answering:
             messages.append({"role": "assistant", "content": args.prefill_response})
-        return tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            continue_final_message=answering,
-            add_generation_prompt=not answering,
-            **options,
-        )
+        with template_errors():
+            filled = tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                continue_final_message=answering,
+                add_generation_prompt=not answering,
+                **options,
+            )
+        if len(filled) > len(message) + _LONGEST_TEMPLATE:
+            raise ValueError(f"the model's chat template adds {len(filled):,} characters")
+        return filled
 
     before, found, after = fill_in(_PLACEHOLDER).partition(_PLACEHOLDER)
-    if isinstance(text, str):
-        return fill_in(text)[len(before) if continued else 0 :]
     if not found:
         raise ValueError("the model's chat template leaves out the user's message")
+    if isinstance(text, str):
+        return fill_in(text)[len(before) if continued else 0 :]
     return _pieces("" if continued else before, text, after)
 
 

@@ -17,6 +17,7 @@ from mlx_lm.tuner.datasets import create_dataset
 from mlx_lm.tuner.datasets import load_dataset as load_hub_dataset
 from tqdm import tqdm
 
+from fm_mlx.chat import template_errors
 from fm_mlx.lora.options import Options
 
 SPLITS = ("train", "valid", "test")
@@ -166,6 +167,7 @@ def _tokenized(items: Sequence[Any], process: Any) -> list[Example]:
     quiet = not sys.stderr.isatty()
     examples = []
     for item in tqdm(items, desc="tokens", disable=quiet, delay=2, unit="example"):
-        tokens, offset = process(item)
+        with template_errors():
+            tokens, offset = process(item)
         examples.append(Example(np.array(tokens, np.int32), offset))
     return examples

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and reading what others wrote."""
 
 from __future__ import annotations
 
@@ -49,7 +49,52 @@ def folder_at(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def check_regular(path: Path) -> None:
+    """Raise unless there is a regular file at a path: a named pipe would be waited for.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+        ValueError: if there is something else.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no {path.name} in {path.parent}")
+    if not path.is_file():
+        kind = "folder" if path.is_dir() else "pipe, socket or device"
+        raise ValueError(f"{path} is a {kind}; allowed is a regular file")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else.
+    """
+    check_regular(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {brief(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; allowed is an object")
+    return content
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object to a file of JSON."""
     with file_at(path) as scratch:
         scratch.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def brief(error: BaseException) -> str:
+    """An error's text in one line of bounded length; of a long list its head and its length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    hidden = len(lines) - 4
+    if hidden > 0:
+        lines[4:] = [f"and {hidden} more"]
+    text = " ".join(lines)
+    if isinstance(error, KeyError) or not text:
+        text = repr(error)
+    return text if len(text) <= 600 else f"{text[:600]}..."

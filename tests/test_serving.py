@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -165,6 +166,16 @@ class Server:
         cached = reply["usage"]["prompt_tokens_details"]["cached_tokens"]
         return reply["choices"][0]["text"], cached
 
+    def posted(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer to a request."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        try:
+            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
     def _posted(self, prompt: str, count: int, stream: bool = False) -> HTTPConnection:
         body = {"prompt": prompt, "max_tokens": count, "temperature": 0, "stream": stream}
         connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
@@ -181,8 +192,12 @@ def server(folder) -> Iterator[Server]:
         port = free.getsockname()[1]
     command = [sys.executable, "-c", FM_MLX_ON_CPU, "server", "--model", folder, "--port", port]
     log = folder / "server.log"
+    # a cache of the hub that is not there
+    environment = os.environ | {"HF_HOME": str(folder / "nowhere")}
     with log.open("w") as output:
-        process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=output)
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=output, stderr=output, env=environment
+        )
     try:
         server, deadline = Server(port), time.monotonic() + PATIENCE
         while not server.is_healthy():
@@ -235,3 +250,60 @@ class TestServer:
         text += "".join(pieces)
         assert replies == [wanted(*each) for each in asked]
         assert text == wanted(long, 150)
+
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            ("/v1/completions", {"prompt": ""}),
+            ("/v1/completions", {"prompt": " "}),
+            ("/v1/completions", {"prompt": 3}),
+            ("/v1/completions", {"prompt": ["w3"]}),
+            ("/v1/completions", {}),
+            ("/v1/completions", {"prompt": "w3", "stop": [3]}),
+            ("/v1/completions", {"prompt": "w3", "stop": {"a": 1}}),
+            ("/v1/completions", {"prompt": "w3", "max_tokens": 0}),
+            ("/v1/completions", {"prompt": "w3", "model": "/etc"}),
+            ("/v1/completions", {"prompt": "w3", "adapters": "/etc"}),
+            ("/v1/completions", {"prompt": "w3", "logit_bias": {"x": 1}}),
+            ("/v1/completions", []),
+            ("/v1/completions", None),
+            ("/v1/chat/completions", {"messages": []}),
+            ("/v1/chat/completions", {"messages": "x"}),
+            ("/v1/chat/completions", {"messages": [3]}),
+            ("/v1/chat/completions", {"messages": [{"role": 3, "content": "w3"}]}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": 3}]}),
+        ],
+    )
+    def test_bad_requests_are_refused_and_the_next_is_answered(self, buffered, server, path, body):
+        text = b"\xff{" if body is None else json.dumps(body).encode()
+        status, reply = server.posted(path, text)
+        assert 400 <= status < 500, reply
+        assert json.loads(reply)["error"].count("\n") == 0
+        wanted = generated(buffered, "w5 w6", 3, dense_cache(buffered[0]))
+        assert server.completion("w5 w6", 3)[0] == wanted
+
+    def test_a_prompt_that_was_read_before_as_a_whole(self, buffered, server):
+        """Prompt and completion of an earlier request: nothing of it is left to read."""
+        prompt = some_words(12, seed=20)
+        reply, _ = server.completion(prompt, 5)
+        wanted = generated(buffered, f"{prompt} {reply}", 5, dense_cache(buffered[0]))
+        assert server.completion(f"{prompt} {reply}", 5)[0] == wanted
+        assert server.completion(f"{prompt} {reply}", 5)[0] == wanted
+
+    def test_what_a_request_raises_while_it_is_served(self, buffered, server):
+        """Of an option that the sampler only looks at when it samples."""
+        body = {"prompt": "w3 w4", "max_tokens": 3, "temperature": 1, "top_k": 10**6}
+        status, reply = server.posted("/v1/completions", json.dumps(body).encode())
+        assert status >= 400, reply
+        wanted = generated(buffered, "w5 w6", 3, dense_cache(buffered[0]))
+        assert server.completion("w5 w6", 3)[0] == wanted
+        assert server.is_healthy()
+
+    def test_models(self, server, folder):
+        """The model that is loaded, though there is no cache of the hub."""
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        connection.request("GET", "/v1/models")
+        response = connection.getresponse()
+        assert response.status == 200
+        (model,) = json.loads(response.read())["data"]
+        assert model["id"] == str(folder.resolve())

@@ -93,12 +93,13 @@ def _hand_over(name: str, rest: list[str]) -> int:
 
     from fm_mlx.loading import PRETRAINED
     from fm_mlx.registry import watched
+    from fm_mlx.serving import guarded
 
     before = sys.argv
     # of two --model options the last one counts
     sys.argv = [f"fm-mlx {name}", name, "--model", str(PRETRAINED), *rest]
     try:
-        with watched():
+        with watched(), guarded():
             cli.main()
     except ModuleNotFoundError as error:
         raise ValueError(f"{name} needs the package {error.name}, not installed here") from error

@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 from safetensors import safe_open
 
+from fm_mlx.support.arrays import load_arrays
 from fm_mlx.support.files import read_json_object
 from fm_mlx.support.safetensors_file import tensors_of
 
@@ -172,7 +173,7 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
         if name in wide:  # MLX has no float64 off the CPU
             with safe_open(file, framework="np") as opened:
                 return mx.array(opened.get_tensor(name).astype(np.float32))
-        return mx.load(str(file))[name]  # lazily: only this one is read
+        return load_arrays(file)[name]  # lazily: only this one is read
 
     return {
         name: Tensor(tensor.shape, tensor.dtype, file, lambda name=name: read(name))

@@ -96,7 +96,7 @@ class Parity:
         rows = [["tokens", "max |dlogit|", "mean", "KL nats/token", "same top-1"]]
         columns = (self.lengths, self.max_logit, self.mean_logit, self.kl, self.top1)
         for tokens, largest, mean, kl, top1 in zip(*columns, strict=True):
-            rows.append([tokens, f"{largest:.1e}", f"{mean:.1e}", f"{kl:.1e}", f"{top1:.1%}"])
+            rows.append([str(tokens), f"{largest:.1e}", f"{mean:.1e}", f"{kl:.1e}", f"{top1:.1%}"])
         layers = [f"{error:.0e}" for error in self.layers]
         reference, converted = self.loss
         allowed = "" if self.bound is None else f" (allowed: {self.bound:.0e})"

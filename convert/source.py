@@ -118,7 +118,11 @@ def write(source: Source, folder: Path, dtype: str | None, more: dict[str, Any])
     shard = min(writing.LARGEST_SHARD, int(largest * min(1, after / before)))
     quiet = not sys.stderr.isatty()
     with tqdm(total=len(source.weights), disable=quiet, unit="tensor") as bar:
-        writing.write_weights(folder, source.weights, dtype_of, check, shard, bar.update)
+
+        def progress(count: int) -> None:
+            bar.update(count)
+
+        writing.write_weights(folder, source.weights, dtype_of, check, shard, progress)
     if bad:
         raise ValueError(_some(bad))
     source.notes.append(writing.write_tokenizer(source.checkpoint.folder, folder))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.convert import mixed_quant_predicate_builder
@@ -155,14 +155,14 @@ def quantise(
     if recipe is not None and mode != "affine":
         raise ValueError(f"--quant-predicate {recipe} goes with --q-mode affine, not {mode}")
     model, config = load_model(source, lazy=True)
+    width = config["hidden_size"]
     predicate = None
     if recipe is not None:
         predicate = mixed_quant_predicate_builder(recipe, model, group_size or 64)
     model, config = quantize_model(
-        model, config, group_size, bits, mode=mode, quant_predicate=predicate
+        model, config, group_size, bits, mode=mode, quant_predicate=cast(Any, predicate)
     )
     if not any(hasattr(module, "scales") for _, module in model.named_modules()):
-        width = model.args.hidden_size
         raise ValueError(
             f"nothing can be quantised: no matrix has a multiple of {group_size or 64} columns "
             f"(hidden_size is {width}); give a smaller --q-group-size"

@@ -13,7 +13,7 @@ All entries of the cache are arrays with the batch first, as mlx-lm's batches wa
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import mlx.core as mx
 from mlx_lm.models.cache import ArraysCache
@@ -87,7 +87,7 @@ def step(
         mask: (B, 1) bool or None.
         eps: added to the mean square of a row.
     """
-    ahead, behind, *waiting = cache.cache
+    ahead, behind, *waiting = cast(list[mx.array], cache.cache)
     # the graph must hold the only reference to the buffer that it writes
     cache.cache = []
     writes = list(zip(waiting[::2], waiting[1::2], strict=True))

@@ -13,10 +13,10 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from fm_mlx import cache as caches
 from fm_mlx.model import Model
+from fm_mlx.support.arrays import named_arrays
 
 # Numbers that are looked at together: what is made on the way is not of the size of the array.
 _PIECE = 1 << 20
@@ -123,6 +123,6 @@ def _first_fault(model: nn.Module, cache: Sequence[Any], token: mx.array) -> str
 
 def _bad_weight(model: Model) -> str:
     """Names the first weight that is not finite, if there is one."""
-    parameters = tree_flatten(model.parameters())
-    bad = next((name for name, x in parameters if not is_finite(x)), None)
+    weights = named_arrays(model.parameters())
+    bad = next((name for name, x in weights.items() if not is_finite(x)), None)
     return "" if bad is None else f" ({bad} has NaN or infinite numbers)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,6 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from fm_mlx.finite import check_logprob, check_states
+from fm_mlx.support.arrays import number
 
 # Characters that are tokenized at a time.
 _BLOCK = 16384
@@ -69,25 +70,26 @@ def stream_generate(
 
     pieces = _pieces_of_text(prompt)
     started = time.perf_counter()
+    read = 0
     if pieces is not None:
         token_lists = encode_pieces(tokenizer, pieces, add_special_tokens)
-        prompt, read = _read_all_but_last(
+        tokens, read = _read_all_but_last(
             model, token_lists, prompt_cache, prefill_step_size, progress
         )
+    elif isinstance(prompt, str):
+        special = _wants_special_tokens(tokenizer, prompt, add_special_tokens)
+        tokens = tokenizer.encode(prompt, add_special_tokens=special)
     else:
-        read = 0
-        if isinstance(prompt, str):
-            special = _wants_special_tokens(tokenizer, prompt, add_special_tokens)
-            prompt = tokenizer.encode(prompt, add_special_tokens=special)
+        tokens = cast(Any, prompt)
     reading_time = time.perf_counter() - started
-    if len(prompt) == 0 and options.get("input_embeddings") is None:
+    if len(tokens) == 0 and options.get("input_embeddings") is None:
         raise ValueError("the prompt is empty")
 
-    for number, response in enumerate(
+    for count, response in enumerate(
         stream_generate_of_tokens(
             model,
             tokenizer,
-            prompt,
+            tokens,
             max_tokens,
             prompt_cache=prompt_cache,
             prefill_step_size=prefill_step_size,
@@ -97,14 +99,14 @@ def stream_generate(
     ):
         token = response.token
         check_logprob(
-            response.logprobs[token].item(), model, prompt_cache, token,
-            f"generation stopped before token {number + 1}",
+            number(response.logprobs[token]), model, prompt_cache, token,
+            f"generation stopped before token {count + 1}",
         )  # fmt: skip
         if read:
             prompt_time = reading_time + response.prompt_tokens / response.prompt_tps
-            count = read + response.prompt_tokens
+            tokens_read = read + response.prompt_tokens
             response = dataclasses.replace(
-                response, prompt_tokens=count, prompt_tps=count / prompt_time
+                response, prompt_tokens=tokens_read, prompt_tps=tokens_read / prompt_time
             )
         yield response
 
@@ -170,8 +172,8 @@ def encode_pieces(
     """
     prefixing = _is_prefixing(tokenizer)
     after: list[int] = []
-    for number, block in enumerate(_blocks(texts)):
-        if number == 0:
+    for count, block in enumerate(_blocks(texts)):
+        if count == 0:
             ids = tokenizer.encode(block, add_special_tokens=False)
             if _wants_special_tokens(tokenizer, block, add_special_tokens):
                 before, after = _special_tokens(tokenizer)
@@ -294,7 +296,7 @@ def _read_all_but_last(
     waiting: list[int] = []
     read = 0
     progress(0, None)
-    with wired_limit(model, [generation_stream]), mx.stream(generation_stream):
+    with wired_limit(model, cast(Any, [generation_stream])), mx.stream(generation_stream):
         for tokens in token_lists:
             waiting += tokens
             start = 0

@@ -10,13 +10,13 @@ from typing import Any, Literal, cast, overload
 import mlx.core as mx
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from mlx.utils import tree_flatten
 from mlx_lm.models.cache import ArraysCache, load_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, load_adapters, load_model, load_tokenizer
 
 from fm_mlx.model import MODEL_TYPE, Model, ModelArgs, shown
 from fm_mlx.precision import may_be_quantised
+from fm_mlx.support.arrays import load_arrays, named_arrays
 from fm_mlx.support.files import brief, check_regular, read_json_object
 from fm_mlx.support.safetensors_file import tensors_of
 from fm_mlx.weights import check_sizes
@@ -347,14 +347,14 @@ def _load_adapters_and_routers(model: Model, folder: Path) -> None:
 
     Routers are no linear layers (`fm_mlx.layer.Router`), and so have no low-rank form.
     """
-    weights = mx.load(str(folder / "adapters.safetensors"))
+    weights = load_arrays(folder / "adapters.safetensors")
     routers = {name: x for name, x in weights.items() if name.endswith(".router.weight")}
     with TemporaryDirectory() as rest:
         shutil.copyfile(folder / "adapter_config.json", Path(rest, "adapter_config.json"))
         others = {name: x for name, x in weights.items() if name not in routers}
         mx.save_safetensors(str(Path(rest, "adapters.safetensors")), others)
         load_adapters(model, rest)
-    shapes = dict(tree_flatten(model.parameters()))
+    shapes = named_arrays(model.parameters())
     for name, router in routers.items():
         if name not in shapes or shapes[name].shape != router.shape:
             raise ValueError(f"{name} {router.shape} is no router of this model")

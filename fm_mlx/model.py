@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.nn.utils import checkpoint
 from mlx_lm.models.base import BaseModelArgs, create_ssm_mask
 from mlx_lm.models.cache import ArraysCache
 
@@ -211,7 +212,7 @@ class Backbone(nn.Module):
         for layer, layer_cache, initial_state in zip(
             self.layers, cache_of_layers, initial_states, strict=True
         ):
-            block = nn.utils.checkpoint(layer) if self.gradient_checkpointing else layer
+            block = checkpoint(layer) if self.gradient_checkpointing else layer
             x, update = block(x, update, mask, layer_cache, initial_state, reset_positions)
         return self.norm(x, update)[1]
 

@@ -26,7 +26,7 @@ class _Finder(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         from fm_mlx.model import Model, ModelArgs
 
-        module.Model, module.ModelArgs = Model, ModelArgs
+        module.__dict__.update(Model=Model, ModelArgs=ModelArgs)
         _name_to_transformers()
 
 
@@ -52,9 +52,9 @@ def watched() -> Iterator[None]:
     """Let mlx-lm make models inside a ``with`` block that stop where they compute NaN."""
     from fm_mlx.finite import WatchedModel
 
-    module = importlib.import_module(_NAME)
-    plain, module.Model = module.Model, WatchedModel
+    names = importlib.import_module(_NAME).__dict__
+    plain, names["Model"] = names["Model"], WatchedModel
     try:
         yield
     finally:
-        module.Model = plain
+        names["Model"] = plain

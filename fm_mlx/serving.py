@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any
+from weakref import WeakSet
 
 from mlx_lm import server
 from mlx_lm.models.cache import LRUPromptCache
@@ -36,7 +37,7 @@ class _Generator(server.ResponseGenerator):
     """Generates for all requests, and goes on when one of them fails."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        self._replies: set[Queue] = set()
+        self._replies: WeakSet[Queue] = WeakSet()
         super().__init__(*args, **kwargs)
 
     def _next_request(self, timeout: float | None = None) -> Any:
@@ -57,7 +58,7 @@ class _Generator(server.ResponseGenerator):
                 self._generate()
             except Exception as error:
                 logging.error(f"a request failed: {type(error).__name__}: {error}")
-                # whoever waits is told; a reply that is complete is read by nobody any more
+                # whoever waits is told
                 for reply in self._replies:
                     reply.put(RuntimeError(f"{type(error).__name__}: {error}"))
                 self._replies.clear()
@@ -69,6 +70,7 @@ class _Handler(server.APIHandler):
 
     def do_POST(self) -> None:
         """Check the request, and generate."""
+        self._sent = False
         length = self.headers.get("Content-Length", "")
         if length.isdecimal() and int(length) > _LARGEST_BODY:
             self.close_connection = True
@@ -150,10 +152,14 @@ def _are(values: Any, kind: type) -> bool:
 @contextmanager
 def guarded() -> Iterator[None]:
     """Let `mlx_lm.server` use these classes inside a ``with`` block."""
-    plain = server.ResponseGenerator, server.LRUPromptCache, server._run_http_server
-    server.ResponseGenerator, server.LRUPromptCache = _Generator, _PromptCache
-    server._run_http_server = partial(plain[2], handler_class=_Handler)
+    ours = {
+        "ResponseGenerator": _Generator,
+        "LRUPromptCache": _PromptCache,
+        "_run_http_server": partial(server._run_http_server, handler_class=_Handler),
+    }
+    plain = {name: server.__dict__[name] for name in ours}
+    server.__dict__.update(ours)
     try:
         yield
     finally:
-        server.ResponseGenerator, server.LRUPromptCache, server._run_http_server = plain
+        server.__dict__.update(plain)

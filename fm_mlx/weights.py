@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from mlx.utils import tree_flatten
-
 from fm_mlx.model import Model, ModelArgs
+from fm_mlx.support.arrays import named_arrays
 from fm_mlx.support.random_state import preserved
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -29,8 +28,8 @@ _LAYER = re.compile(r"^model\.layers\.(\d{1,9})\.")
 def weight_shapes(args: ModelArgs) -> dict[str, Shape]:
     """The name and shape of every weight of a model, in floating point; nothing is computed."""
     with preserved():
-        parameters = tree_flatten(Model(args).parameters())
-    return {name: tuple(array.shape) for name, array in parameters}
+        parameters = named_arrays(Model(args).parameters())
+    return {name: tuple(array.shape) for name, array in parameters.items()}
 
 
 def layer_numbers(names: Iterable[str]) -> set[int]:

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
 from fm_mlx.metal_kernels import verdicts
 from fm_mlx.metal_kernels.sources import metal_source
+from fm_mlx.support.arrays import with_vjp
 
 # The environment variable that forces a backend for the whole process.
 VARIABLE = "FM_MLX_KERNELS"
@@ -147,7 +148,7 @@ class MetalKernel:
 
     @cached_property
     def _on_metal(self) -> Callable[..., list[mx.array]]:
-        return self._made_by(mx.fast.metal_kernel)
+        return cast(Callable[..., list[mx.array]], self._made_by(mx.fast.metal_kernel))
 
     def _made_by(self, factory):
         # MLX may run stale code of the same name (ml-explore/mlx#3832)
@@ -198,11 +199,9 @@ def differentiable(
             gradients[i] = x
         return gradients
 
-    @mx.custom_function
     def form(*arrays: mx.array) -> Arrays:
         return tuple(kernel(*arrays))
 
-    @form.vjp
     def form_vjp(primals: Any, cotangents: Arrays, outputs: Arrays) -> Arrays:
         # MLX hands over a single input without its tuple
         primals = [primals] if isinstance(primals, mx.array) else primals
@@ -212,7 +211,7 @@ def differentiable(
             found = gradient(primals, cotangents)
         return tuple(found)
 
-    return form
+    return with_vjp(form, form_vjp)
 
 
 def _is_float(x: mx.array) -> bool:

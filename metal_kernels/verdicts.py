@@ -17,6 +17,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from fm_mlx.metal_kernels.sources import metal_source, sources
+from fm_mlx.support.arrays import mlx_version
 from fm_mlx.support.files import write_json
 
 _disregarded: ContextVar[bool] = ContextVar("disregarded", default=False)
@@ -105,4 +106,4 @@ def _about(name: str) -> str:
     from fm_mlx.metal_kernels.simulator.disk_cache import digest
 
     device = mx.device_info().get("device_name")
-    return digest(metal_source(f"{name}.metal"), mx.__version__, str(device))
+    return digest(metal_source(f"{name}.metal"), mlx_version(), str(device))

@@ -6,6 +6,7 @@ import argparse
 import math
 import tempfile
 from pathlib import Path
+from typing import cast
 
 from mlx_lm.convert import QUANT_RECIPES
 from mlx_lm.utils import load_model
@@ -16,7 +17,7 @@ from fm_mlx.convert.architecture import UNSEEN
 from fm_mlx.convert.key_map import read_key_map
 from fm_mlx.convert.source import Source, understand, write
 from fm_mlx.loading import find_checkpoint, find_tokenizer
-from fm_mlx.model import ModelArgs
+from fm_mlx.model import Model, ModelArgs
 from fm_mlx.support.files import folder_at
 from fm_mlx.weights import weight_shapes
 
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if args.upload_repo:
         from mlx_lm.utils import upload_to_hub
 
-        upload_to_hub(path, args.upload_repo)
+        upload_to_hub(str(path), args.upload_repo)
     return 0 if compared is None or compared.passed else 1
 
 
@@ -113,7 +114,9 @@ def _compare(
     if bound is None and not quantised:
         bound = parity.BOUNDS[dtype]
     tokens = parity.text_tokens(tokenizer, source.args.vocab_size)
-    found = parity.compare(source.weights, source.args, model, tokens, dtype=label, bound=bound)
+    found = parity.compare(
+        source.weights, source.args, cast(Model, model), tokens, dtype=label, bound=bound
+    )
     found.write(folder / "parity.json")
     return found
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import mlx.core as mx
-from mlx.utils import tree_flatten
 from mlx_lm.utils import save, upload_to_hub
 
+from fm_mlx.finite import is_finite
 from fm_mlx.loading import find_model, load
 from fm_mlx.lora.fuse import fuse
+from fm_mlx.support.arrays import named_arrays
 from fm_mlx.support.files import folder_at
 
 
@@ -35,15 +35,12 @@ def run(args: argparse.Namespace) -> int:
         if args.dequantize:
             config.pop("quantization", None)
             config.pop("quantization_config", None)
-        bad = [name for name, x in tree_flatten(model.parameters()) if not _is_finite(x)]
+        weights = named_arrays(model.parameters())
+        bad = [name for name, x in weights.items() if not is_finite(x)]
         if bad:
             raise ValueError(f"{bad[0]} has NaN or infinite numbers after fusing")
         save(folder, source, model, tokenizer, config, donate_model=False)
     print(f"{path}: {source} with the adapter of {args.adapter_path}")
     if args.upload_repo:
-        upload_to_hub(path, args.upload_repo)
+        upload_to_hub(str(path), args.upload_repo)
     return 0
-
-
-def _is_finite(x: mx.array) -> bool:
-    return not mx.issubdtype(x.dtype, mx.floating) or mx.isfinite(x).all().item()

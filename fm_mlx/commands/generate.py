@@ -105,7 +105,7 @@ def _generate(args: argparse.Namespace, text: str | FileText) -> int:
         tokenizer_config=tokenizer_config,
         trust_remote_code=args.trust_remote_code,
     )
-    if cache is not None:
+    if args.prompt_cache_file is not None and cache is not None:
         check_state(cache, model, args.prompt_cache_file)
     for token in args.extra_eos_token:
         tokenizer.add_eos_token(token)

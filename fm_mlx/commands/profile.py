@@ -17,9 +17,9 @@ from fm_mlx.perf.profile import (
     measure_speeds,
     parts,
     profile,
-    weight_bytes,
 )
 from fm_mlx.perf.timing import device_line
+from fm_mlx.support.arrays import nbytes
 from fm_mlx.support.tables import aligned
 
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a table for prefill and one for decode."""
     model, _ = load(args.model)
-    size = weight_bytes(model)
+    size = nbytes(model.parameters())
     progress = tqdm(total=3, disable=not sys.stderr.isatty(), unit="table")
     speeds = measure_speeds(min(max(size, 1 << 20), 1 << 28), activation_dtype(model))
     progress.update()

@@ -115,7 +115,7 @@ class Buckets(Batches):
     def epoch(self, rng):
         lengths = [bucket(len(self.cut(example)) - 1) for example in self.examples]
         chance = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
-        order = np.lexsort((chance, lengths))
+        order = np.lexsort([chance, np.array(lengths)])
         starts = np.arange(0, len(order), self.batch_size)
         if rng is not None:
             starts = rng.permutation(starts)

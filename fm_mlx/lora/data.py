@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -46,13 +46,13 @@ def load_data(
         FileNotFoundError: no such data.
         ValueError: names file and line of what is no example.
     """
-    if options.is_text_file:
-        parts = _text_parts(Path(options.data).expanduser())
-        return {name: _windows(parts[name], options, tokenizer) for name in splits}
-    path = None if options.data is None else Path(options.data).expanduser()
-    if options.hf_dataset is None and path.is_dir():
+    path = options.data_path
+    if path is not None and path.is_dir():
         return {name: _read_split(path / f"{name}.jsonl", options, tokenizer) for name in splits}
-    found = dict(zip(SPLITS, _from_hub(options, tokenizer, splits), strict=True))
+    if path is not None:
+        parts = _text_parts(path)
+        return {name: _windows(parts[name], options, tokenizer) for name in splits}
+    found: dict[str, Any] = dict(zip(SPLITS, _from_hub(options, tokenizer, splits), strict=True))
     return {name: _processed(found[name]) for name in splits}
 
 
@@ -96,7 +96,7 @@ def _read_split(path: Path, options: Options, tokenizer: TokenizerWrapper) -> li
     if kind == "prompt" and not tokenizer.has_chat_template:
         return _tokenized(items, lambda item: _joined(item, options, tokenizer))
     try:
-        return _processed(create_dataset(items, tokenizer, options))
+        return _processed(create_dataset(items, cast(Any, tokenizer), options))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -148,7 +148,7 @@ def _from_hub(
     """mlx-lm's data sets of train, valid and test."""
     asked = SimpleNamespace(**vars(options), train="train" in splits, test="test" in splits)
     try:
-        return load_hub_dataset(asked, tokenizer)
+        return load_hub_dataset(asked, cast(Any, tokenizer))
     except ModuleNotFoundError as error:
         raise FileNotFoundError(
             f"no file or folder {options.data}; Hugging Face data needs: pip install {error.name}"

@@ -27,6 +27,7 @@ from fm_mlx.lora.options import Options
 from fm_mlx.lora.training_state import TrainingState
 from fm_mlx.lora.tuned import trainable
 from fm_mlx.model import Model
+from fm_mlx.support.arrays import number
 
 
 class Diverged(ArithmeticError):
@@ -54,8 +55,8 @@ def evaluate(model: Model, examples: Sequence[Example], options: Options, most: 
     rows = options.batch_size // mx.distributed.init().size()
     carried = empty_states(model, rows) if batches.carries_states else None
     losses, tokens = mx.array(0.0), mx.array(0)
-    for number, batch in enumerate(batches.once()):
-        if number == most:
+    for done, batch in enumerate(batches.once()):
+        if done == most:
             break
         loss, count, carried = next_token_loss(model, *batch, carried)
         losses += loss * count
@@ -64,7 +65,7 @@ def evaluate(model: Model, examples: Sequence[Example], options: Options, most: 
         _limit_cache(options)
     losses = mx.distributed.all_sum(losses, stream=mx.cpu)
     tokens = mx.distributed.all_sum(tokens, stream=mx.cpu)
-    return (losses / tokens).item()
+    return number(losses / tokens)
 
 
 def make_step(
@@ -240,12 +241,12 @@ class _Report:
 
     def all_tokens(self) -> int:
         """The targets that counted in the run so far, of all processes."""
-        since = mx.distributed.all_sum(self._tokens, stream=mx.cpu).item()
+        since = number(mx.distributed.all_sum(self._tokens, stream=mx.cpu))
         return self._reported_tokens + round(since)
 
     def give(self, step: int) -> None:
         """Write down the mean loss of the steps since the last report, and begin anew."""
-        losses = mx.distributed.all_sum(self._losses, stream=mx.cpu).item()
+        losses = number(mx.distributed.all_sum(self._losses, stream=mx.cpu))
         self._reported_tokens, before = self.all_tokens(), self._reported_tokens
         self._log.training(
             step,

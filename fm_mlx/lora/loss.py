@@ -45,7 +45,7 @@ def next_token_loss(
             for initial, state in zip(model.initial_memory.states(), carried, strict=True)
         ]
         caches = [_Last() for _ in initial_states]
-        logits = model.logits(model.model(inputs, caches, initial_states=initial_states))
+        logits = model.logits(model.model(inputs, list(caches), initial_states=initial_states))
         last = [cache.taken for cache in caches]
     losses = nn.losses.cross_entropy(logits.astype(mx.float32), tokens[:, 1:])
     count = mask.sum()
@@ -69,9 +69,10 @@ class _Last(ArraysCache):
     begin with what it left.
     """
 
+    taken: mx.array
+
     def __init__(self):
         super().__init__(size=1)
-        self.taken: mx.array | None = None
 
     def __setitem__(self, index: int, state: mx.array) -> None:
         self.taken = state

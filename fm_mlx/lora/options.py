@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from mlx_lm.lora import CONFIG_DEFAULTS, yaml_loader
@@ -75,11 +75,11 @@ class Options:
     train_router: bool = False
     memory_layers: list[int] | None = None
     lora_parameters: dict[str, Any] = field(default_factory=dict)
-    batching: str | None = None
+    batching: str = cast(str, None)  # until __post_init__ chooses
     max_seq_length: int = 2048
     batch_size: int = 4
     iters: int = 1000
-    learning_rate: float | None = None
+    learning_rate: float = cast(float, None)  # until __post_init__ chooses
     lr_schedule: dict[str, Any] | None = None
     optimizer: str = "adam"
     optimizer_config: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -149,9 +149,17 @@ class Options:
             raise ValueError(f"{name} is {value!r}; allowed are whole numbers from {least}")
 
     @property
+    def data_path(self) -> Path | None:
+        """The file or folder that holds the data; None if it is a Hugging Face data set."""
+        if self.hf_dataset is not None or self.data is None:
+            return None
+        path = Path(self.data).expanduser()
+        return path if path.exists() else None
+
+    @property
     def is_text_file(self) -> bool:
         """Whether the data is one text."""
-        return self.hf_dataset is None and Path(self.data or "").expanduser().is_file()
+        return self.data_path is not None and self.data_path.is_file()
 
     @property
     def course(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -205,7 +205,7 @@ def _reporting(options: Options) -> TrainingCallback | None:
             options.report_to,
             project_name=options.project_name,
             log_dir=options.adapter_path,
-            config=adapter_config(options),
+            config=cast(Any, adapter_config(options)),
         )
     except ImportError as error:
         raise ValueError(f"report_to {options.report_to}: {error}") from error

@@ -9,10 +9,11 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.optimizers import Optimizer
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from fm_mlx.lora.tuned import trainable
 from fm_mlx.model import Model
+from fm_mlx.support.arrays import load_arrays_and_metadata, named_arrays
 from fm_mlx.support.files import file_at
 from fm_mlx.support.random_state import random_key, set_random_key
 
@@ -89,7 +90,7 @@ def snapshot(model: Model, optimizer: Optimizer, carried: list[mx.array]) -> dic
     return {
         f"{kind}.{name}": value
         for kind, tree in trees.items()
-        for name, value in tree_flatten(tree)
+        for name, value in named_arrays(tree).items()
     }
 
 
@@ -115,7 +116,7 @@ def read(folder: Path) -> TrainingState:
     if not path.is_file():
         raise FileNotFoundError(f"no run to resume in {folder}: no {_CHECKPOINT}")
     try:
-        arrays, metadata = mx.load(str(path), return_metadata=True)
+        arrays, metadata = load_arrays_and_metadata(path)
         mx.eval(arrays)  # the file is replaced while they are in use
         about = json.loads(metadata["about"])
         return TrainingState(about["step"], about["trained_tokens"], about["course"], arrays)

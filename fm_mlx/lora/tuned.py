@@ -6,11 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from fm_mlx.lora.options import Options
 from fm_mlx.model import Model
+from fm_mlx.support.arrays import named_arrays
 
 
 def prepare(model: Model, options: Options) -> None:
@@ -63,7 +63,7 @@ def _learn_memory(model: Model, chosen: list[int]) -> None:
 
 def trainable(model: Model) -> dict[str, mx.array]:
     """The numbers that are tuned, by name: the content of ``adapters.safetensors``."""
-    return dict(tree_flatten(model.trainable_parameters()))
+    return named_arrays(model.trainable_parameters())
 
 
 def adapter_config(options: Options) -> dict[str, Any]:

@@ -24,13 +24,15 @@ three recompute the inside of the chunk in the backward pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from fm_mlx.metal_kernels import chunk_scan as kernels
 from fm_mlx.metal_kernels.launch import differentiable, on_cpu, runs
+from fm_mlx.support.arrays import compiled, with_vjp
 
 # 1 - theta is kept above this in the factored form: a row that is overwritten keeps a
 # 1e-9 share of what it held, below float32 resolution.
@@ -60,7 +62,8 @@ def chunk_map(
         form = kernel_chunk_map
     else:
         form = factored_chunk_map if on_cpu() else portable_chunk_map
-    return form(width, eps)(theta, phi, gram, projection, norm0)
+    read, inside = form(width, eps)(theta, phi, gram, projection, norm0)
+    return read, inside
 
 
 @cache
@@ -68,35 +71,35 @@ def kernel_chunk_map(width: int, eps: float):
     """The kernels as a function of (theta, phi, gram, projection, norm0)."""
     portable = portable_chunk_map(width, eps)
 
-    def gradient(primals, cotangents):
+    def gradient(primals: Any, cotangents: Any) -> Any:
         if runs("chunk_scan_vjp"):
-            return kernels.chunk_scan_vjp(*primals, *cotangents, width, eps)
+            inputs: list[Any] = [*primals, *cotangents, width, eps]
+            return kernels.chunk_scan_vjp(*inputs)
         return mx.vjp(portable, list(primals), list(cotangents))[1]
 
-    return differentiable(
-        lambda *inputs: kernels.chunk_scan(*inputs, width, eps), portable, gradient
-    )
+    def kernel(theta, phi, gram, projection, norm0):
+        return kernels.chunk_scan(theta, phi, gram, projection, norm0, width, eps)
+
+    return differentiable(kernel, portable, gradient)
 
 
 @cache
 def factored_chunk_map(width: int, eps: float):
     """The float64 form as a function of (theta, phi, gram, projection, norm0)."""
-    forward = mx.compile(partial(_factored_forward, width, eps))
-    backward = mx.compile(partial(_factored_backward, width, eps))
+    forward = compiled(partial(_factored_forward, width, eps))
+    backward = compiled(partial(_factored_backward, width, eps))
 
-    @mx.custom_function
-    def form(theta, phi, gram, projection, norm0):
-        return forward(theta, phi, gram, projection, norm0)
+    def form(*inputs):
+        return forward(*inputs)
 
-    @form.vjp
     def form_vjp(primals, cotangents, _):
-        return backward(*primals, *cotangents)
+        return backward(*[*primals, *cotangents])
 
-    return form
+    return with_vjp(form, form_vjp)
 
 
 @cache
-def portable_chunk_map(width: int, eps: float):
+def portable_chunk_map(width: int, eps: float) -> Callable[..., Any]:
     """The float32 form as a function of (theta, phi, gram, projection, norm0)."""
     return mx.checkpoint(partial(_portable_forward, width, eps))
 

@@ -6,13 +6,13 @@ import mlx.core as mx
 
 from fm_mlx.metal_kernels import state_pass as kernels
 from fm_mlx.metal_kernels.launch import runs
+from fm_mlx.support.arrays import with_vjp
 
 # Chunks that one matrix product carries the state across; more are grouped, and the
 # groups passed over in turn, so the graph grows with log(number of chunks).
 _GROUP = 32
 
 
-@mx.custom_function
 def state_pass(decay: mx.array, increment: mx.array, state: mx.array) -> tuple[mx.array, mx.array]:
     """H_{n+1} = decay_n * H_n + increment_n over n = 0 .. N-1, from H_0 = state.
 
@@ -24,12 +24,16 @@ def state_pass(decay: mx.array, increment: mx.array, state: mx.array) -> tuple[m
     Returns:
         H_0 .. H_{N-1} (B, N, m, d) and H_N (B, m, d), float32.
     """
+    starts, last = _state_pass(decay, increment, state)
+    return starts, last
+
+
+def _forward(decay, increment, state):
     if runs("state_pass"):
         return kernels.state_pass(decay, increment, state)
     return _pass(decay, increment, state)
 
 
-@state_pass.vjp
 def _state_pass_vjp(primals, cotangents, outputs):
     decay = primals[0]
     d_starts, d_last = cotangents
@@ -42,6 +46,9 @@ def _state_pass_vjp(primals, cotangents, outputs):
         d_increment = after[:, ::-1]
     d_decay = (d_increment * outputs[0]).sum(axis=-1)
     return d_decay, d_increment, first
+
+
+_state_pass = with_vjp(_forward, _state_pass_vjp)
 
 
 def _pass(decay: mx.array, increment: mx.array, state: mx.array) -> tuple[mx.array, mx.array]:

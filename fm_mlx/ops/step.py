@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from fm_mlx.metal_kernels import sparse_update as kernels
 from fm_mlx.metal_kernels.launch import differentiable, runs
+from fm_mlx.support.arrays import compiled
 
 
 def memory_step(
@@ -33,7 +34,8 @@ def memory_step(
     Returns:
         y (B, 1, d) in the dtype of ``values``, and the new state (B, m, d) float32.
     """
-    state, y = _compiled_write_and_read(eps)(*_masked(mask, theta, phi, values), state)
+    theta, phi, values = _masked(mask, theta, phi, values)
+    state, y = _compiled_write_and_read(eps)(theta, phi, values, state)
     return y, state
 
 
@@ -98,7 +100,7 @@ def buffered_memory_step(
 def _compiled_buffered_step(eps: float):
     """As one graph: on the CPU the time of a step is that of building it."""
 
-    @mx.compile
+    @compiled
     def step(state, writes, indices, theta, phi, values):
         state = written(state, *writes)
         own = element_indices(indices, state)
@@ -151,7 +153,8 @@ def sparse_update(
     if not runs("sparse_update"):
         return _sparse_update(indices, theta, phi, values, state, mask, eps)
     optional = [] if mask is None else [mask]
-    return _kernel_sparse_update(eps)(indices, theta, phi, values, state, *optional)
+    rows, y = _kernel_sparse_update(eps)(indices, theta, phi, values, state, *optional)
+    return rows, y
 
 
 def _sparse_update(indices, theta, phi, values, state, mask, eps):
@@ -162,9 +165,9 @@ def _sparse_update(indices, theta, phi, values, state, mask, eps):
 @cache
 def _kernel_sparse_update(eps: float):
     def kernel(indices, theta, phi, values, state, mask=None):
-        token = [x.squeeze(1) for x in (indices, theta, phi, values)]
+        index, write, merge, value = (x.squeeze(1) for x in (indices, theta, phi, values))
         mask = None if mask is None else mask.squeeze(1)
-        rows, y = kernels.sparse_update(*token, state, mask, eps)
+        rows, y = kernels.sparse_update(index, write, merge, value, state, mask, eps)
         return rows, y[:, None]
 
     def reference(indices, theta, phi, values, state, mask=None):
@@ -182,7 +185,7 @@ def _masked(mask, *arrays):
 
 @cache
 def _compiled_write_and_read(eps: float):
-    @mx.compile
+    @compiled
     def form(theta, phi, values, rows):
         return _write_and_read(theta, phi, values, rows, eps)
 

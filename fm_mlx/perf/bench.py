@@ -15,7 +15,6 @@ from functools import partial
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_reduce
 from mlx_lm.models import llama, mamba2
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tuner.utils import linear_to_lora_layers
@@ -23,6 +22,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from fm_mlx.metal_kernels.chunk_scan import MAX_CHUNK
 from fm_mlx.model import MODEL_TYPE, Model, ModelArgs
 from fm_mlx.perf.timing import decode, medians_in_turns, seconds_of
+from fm_mlx.support.arrays import named_arrays, nbytes
 
 VOCAB_SIZE = 2048
 PREFILL_STEP = 512
@@ -73,11 +73,6 @@ WIDE_CONFIG = FM_CONFIG | dict(
 )
 
 
-def tree_bytes(tree: object) -> int:
-    """Bytes of all arrays in a tree of parameters or optimizer state."""
-    return tree_reduce(lambda n, x: n + (x.nbytes if isinstance(x, mx.array) else 0), tree, 0)
-
-
 @dataclass
 class Arm:
     """A model that is measured beside others."""
@@ -93,7 +88,7 @@ class Arm:
 
     @property
     def parameters(self) -> int:
-        return sum(weight.size for _, weight in tree_flatten(self.model.parameters()))
+        return sum(weight.size for weight in named_arrays(self.model.parameters()).values())
 
 
 def build_arms(llama_heads: int) -> list[Arm]:
@@ -161,14 +156,14 @@ def bench_prefill(arms: list[Arm], context: int, rounds: int) -> dict[str, Timed
     mx.eval(tokens)
     runs = {arm.name: partial(seconds_of, partial(prefill, arm.model, tokens)) for arm in arms}
     rounds *= max(1, 4 * PREFILL_STEP // context)  # short runs vary more
-    return in_turns(runs, {a.name: tree_bytes(a.model.parameters()) for a in arms}, rounds)
+    return in_turns(runs, {a.name: nbytes(a.model.parameters()) for a in arms}, rounds)
 
 
 def bench_decode(arms: list[Arm], context: int, rounds: int) -> dict[str, Timed]:
     tokens = mx.random.randint(0, VOCAB_SIZE, (1, context))
     caches = {arm.name: prefill(arm.model, tokens) for arm in arms}
     own = {
-        arm.name: tree_bytes(arm.model.parameters()) + sum(c.nbytes for c in caches[arm.name])
+        arm.name: nbytes(arm.model.parameters()) + sum(c.nbytes for c in caches[arm.name])
         for arm in arms
     }
     runs = {arm.name: partial(decode, arm.model, caches[arm.name], DECODED_TOKENS) for arm in arms}
@@ -201,7 +196,7 @@ def bench_training(arms: list[Arm], length: int, rounds: int) -> dict[str, Timed
         optimizer = optim.AdamW(1e-4)
         step = training_step(arm.model, optimizer)
         step(windows)  # compiles
-        own[arm.name] = tree_bytes(arm.model.parameters()) + tree_bytes(optimizer.state)
+        own[arm.name] = nbytes(arm.model.parameters()) + nbytes(optimizer.state)
         runs[arm.name] = partial(seconds_of, partial(step, windows))
     return in_turns(runs, own, rounds)
 
@@ -254,7 +249,9 @@ def matrix_products(config: dict, length: int) -> Callable[[], None]:
 
 def bench_overhead(config: dict, rounds: int) -> dict[str, Timed]:
     """A block stack on 512 tokens with a carried state, and its matrix products alone."""
-    model = Arm.build("fm", Model, ModelArgs, config).model
+    model = Model(ModelArgs.from_dict(config))
+    mx.eval(model.parameters())
+    backbone = model.model
     tokens = mx.random.randint(0, VOCAB_SIZE, (1, PREFILL_STEP))
     cache = prefill(model, tokens)
     carried = [list(c.cache) for c in cache]
@@ -262,7 +259,7 @@ def bench_overhead(config: dict, rounds: int) -> dict[str, Timed]:
     def blocks() -> None:
         for layer_cache, entries in zip(cache, carried, strict=True):
             layer_cache.cache = list(entries)
-        mx.eval(model.model(tokens, cache), [c.state for c in cache])
+        mx.eval(backbone(tokens, cache), [c.state for c in cache])
 
     runs = {
         "blocks": partial(seconds_of, blocks),

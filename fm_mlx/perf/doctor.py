@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection
+from typing import Any
 
 import mlx.core as mx
 
@@ -20,6 +21,7 @@ from fm_mlx.metal_kernels.catalogue import KERNELS
 from fm_mlx.metal_kernels.launch import Backend
 from fm_mlx.perf.kernel_checks import Check, checks
 from fm_mlx.perf.timing import medians_in_turns, seconds_of
+from fm_mlx.support.arrays import number
 
 _TIMED_ROUNDS = 20
 # Runs in one timed evaluation, so that handing it over to a GPU does not count.
@@ -86,13 +88,14 @@ def examine_all(backend: Backend) -> Iterator[Outcome]:
             process.join()
         finally:
             process.kill()
-        if process.exitcode == 0:
+        status = process.exitcode or 0
+        if status == 0:
             return
-        if -(process.exitcode or 0) not in _CRASHES:
+        if -status not in _CRASHES:
             raise InterruptedError(
-                f"the process that checks the kernels was ended (exit status {process.exitcode})"
+                f"the process that checks the kernels was ended (exit status {status})"
             )
-        name = signal.Signals(-process.exitcode).name
+        name = signal.Signals(-status).name
         reason = f"FAILED: {name} ended the process that launched it"
         yield _outcome(every[done], reason=reason)
         done += 1
@@ -125,12 +128,13 @@ def examine(check: Check, backend: Backend, *, timed: bool) -> Outcome:
         return _outcome(check, reason="FAILED: it was not launched")
     error = max(_difference(a, b) for a, b in zip(got, wanted, strict=True))
     if not timed:
-        return _outcome(check, error)
-    return _outcome(check, error, "", *_times(check, backend))
+        return _outcome(check, error=error)
+    kernel, reference = _times(check, backend)
+    return _outcome(check, error=error, kernel_seconds=kernel, reference_seconds=reference)
 
 
-def _outcome(check: Check, *found: float | str | None, **more: str) -> Outcome:
-    return Outcome(check.file, check.case, _TOLERANCE[check.dtype], *found, **more)
+def _outcome(check: Check, **found: Any) -> Outcome:
+    return Outcome(check.file, check.case, _TOLERANCE[check.dtype], **found)
 
 
 def _launches(file: str) -> int:
@@ -144,7 +148,8 @@ def _difference(got: mx.array, wanted: mx.array) -> float:
     if mx.issubdtype(wanted.dtype, mx.integer):
         return 0.0 if mx.array_equal(got, wanted).item() else float("inf")
     got, wanted = got.astype(mx.float32), wanted.astype(mx.float32)
-    error = (mx.abs(got - wanted).max() / mx.maximum(mx.abs(wanted).max(), 1e-3)).item()
+    largest = mx.maximum(mx.abs(wanted).max(), 1e-3)
+    error = number(mx.abs(got - wanted).max() / largest)
     return error if error == error else float("inf")
 
 

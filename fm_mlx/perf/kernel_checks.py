@@ -121,7 +121,7 @@ def _chunks(batch: int, chunks: int, m: int, d: int, k: int) -> tuple[list[mx.ar
 
 def _chunk_scan(batch: int, chunks: int, m: int, d: int, k: int) -> Check:
     inputs, case = _chunks(batch, chunks, m, d, k)
-    return Check("chunk_scan", case, lambda: list(chunk_map(*inputs, d, _EPS)))
+    return Check("chunk_scan", case, lambda: list(_scanned(d, *inputs)))
 
 
 def _chunk_scan_vjp(batch: int, chunks: int, m: int, d: int, k: int) -> Check:
@@ -130,9 +130,14 @@ def _chunk_scan_vjp(batch: int, chunks: int, m: int, d: int, k: int) -> Check:
     mx.eval(cotangents)
 
     def run():
-        return list(mx.vjp(lambda *x: chunk_map(*x, d, _EPS), inputs, cotangents)[1])
+        return list(mx.vjp(lambda *x: _scanned(d, *x), inputs, cotangents)[1])
 
     return Check("chunk_scan_vjp", case, run)
+
+
+def _scanned(width: int, *inputs: mx.array) -> tuple[mx.array, mx.array]:
+    theta, phi, gram, projection, norm0 = inputs
+    return chunk_map(theta, phi, gram, projection, norm0, width, _EPS)
 
 
 def dtype_name(dtype: mx.Dtype) -> str:

@@ -7,19 +7,20 @@ operations that it cannot do without, at the speeds of a copy and a matrix produ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_reduce
 
 from fm_mlx.metal_kernels.cost import FLOAT_BYTES, Cost
 from fm_mlx.model import Model
 from fm_mlx.ops import SparseRouting
 from fm_mlx.perf.timing import decode, medians_in_turns, seconds_of, started_caches
 from fm_mlx.perf.work import scan_work, update_work
+from fm_mlx.support.arrays import nbytes
 
 _DECODED = 32
 # Tokens of a part that are evaluated together in decode, so that handing them over does not
@@ -32,7 +33,7 @@ class Part:
     """A part of the model on some tokens: how to run it, and what it must do at least."""
 
     name: str
-    run: Callable[[], list[mx.array]]
+    run: Callable[[], Sequence[Any]]
     work: Cost
 
 
@@ -127,13 +128,8 @@ def _moves(size: int) -> Cost:
 
 def _products(modules: list[nn.Module], tokens: int) -> Cost:
     """Reading the weights once, and two operations a weight and token."""
-    size = sum(weight_bytes(module) for module in modules)
+    size = sum(nbytes(module.parameters()) for module in modules)
     return Cost(size, size, 2 * tokens * sum(_weights(module) for module in modules))
-
-
-def weight_bytes(module: nn.Module) -> int:
-    """Bytes of all weights of a module."""
-    return tree_reduce(lambda total, x: total + x.nbytes, module.parameters(), 0)
 
 
 def _weights(module: nn.Module) -> int:

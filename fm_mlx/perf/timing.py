@@ -14,6 +14,7 @@ import mlx.nn as nn
 
 from fm_mlx import cache as caches
 from fm_mlx.model import Model
+from fm_mlx.support.arrays import mlx_version
 
 
 def seconds_of(run: Callable[[], object]) -> float:
@@ -75,4 +76,4 @@ def started_caches(model: Model) -> list:
 def device_line() -> str:
     """The processor that MLX computes on, and the versions of what is at work."""
     name = mx.device_info().get("device_name") or platform.machine()
-    return f"{name}, {mx.default_device()}, MLX {mx.__version__}, {platform.platform(terse=True)}"
+    return f"{name}, {mx.default_device()}, MLX {mlx_version()}, {platform.platform(terse=True)}"

@@ -69,12 +69,14 @@ def update_cost(
         )
         for forgetful in (False, True):
             model = _model(args, forgetful)
-            runs[m, forgetful] = partial(decode, model, started_caches(model), _TOKENS)
+            runs[f"{m}, {forgetful}"] = partial(decode, model, started_caches(model), _TOKENS)
     for run in runs.values():
         run()  # compiles
     taken = medians_in_turns(runs, rounds)
     return {
-        m: UpdateCost(taken[m, False], (taken[m, False] - taken[m, True]) / num_layers)
+        m: UpdateCost(
+            taken[f"{m}, False"], (taken[f"{m}, False"] - taken[f"{m}, True"]) / num_layers
+        )
         for m in rows
     }
 

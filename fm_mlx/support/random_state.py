@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import mlx.core as mx
 
 
 def random_key() -> mx.array:
     """The key (2,) uint32 that the next random numbers come from."""
-    return mx.array(mx.random.state[0])
+    return mx.array(cast(Any, mx.random.state)[0])
 
 
 def set_random_key(key: mx.array) -> None:
     """Go on with the random numbers that come from a key of `random_key`."""
     # a key is the two halves of the seed that makes it
-    high, low = key.tolist()
+    high, low = cast(list[int], key.tolist())
     mx.random.seed(high << 32 | low)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -68,7 +68,7 @@ def _numbers(array: mx.array) -> np.ndarray:
         return np.array(array.reshape(1).view(mx.uint16), copy=False).reshape(())
     numbers = np.array(array.view(mx.uint16), copy=False)
     # view() copies what is not contiguous: give the copy the strides of the array
-    strides = memoryview(array).strides
+    strides = memoryview(cast(Any, array)).strides or ()
     if numbers.strides != tuple(strides) and numbers.size:
         span = sum((n - 1) * s for n, s in zip(array.shape, strides, strict=True)) // 2 + 1
         placed = np.lib.stride_tricks.as_strided(np.zeros(span, np.uint16), array.shape, strides)

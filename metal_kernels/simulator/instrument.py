@@ -149,7 +149,7 @@ def _before(line: str, types: Types, writer: _Writer) -> tuple[str, int, str] | 
     if access := _ACCESS.match(text):
         pointer = _POINTER.search(text)
         space = int(pointer[1] or 0) if pointer else 0
-        if space in _WATCHED:
+        if pointer and space in _WATCHED:
             size = str(types.size(_leading_type(access[2])[0].rstrip(",")))
             name = "__msl_load" if access[1] == "load" else "__msl_store"
             writer.call(name, line, pointer[2], space, size)
@@ -165,7 +165,8 @@ def _before_memory_call(
     line: str, text: str, kind: str, writer: _Writer
 ) -> tuple[str, int, str] | None:
     """The same for a copy or a fill of memory."""
-    target, source, count = _split(re.search(r"\((.*)\)", text[text.index("@llvm.mem") :])[1])[:3]
+    call = text[text.index("@llvm.mem") :]
+    target, source, count = _split(call[call.index("(") + 1 : call.rindex(")")])[:3]
     size = writer.as_i32(count.strip())
     if kind != "set" and (read := _watched_pointer(source)):
         writer.call("__msl_load", line, *read, size)
@@ -178,7 +179,7 @@ def _before_memory_call(
 def _watched_pointer(argument: str) -> tuple[str, int] | None:
     pointer = _MEMORY_POINTER.match(argument)
     space = int(pointer[1] or 0) if pointer else 0
-    return (pointer[2], space) if space in _WATCHED else None
+    return (pointer[2], space) if pointer and space in _WATCHED else None
 
 
 class _Places:

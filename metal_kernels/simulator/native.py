@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -165,9 +166,9 @@ class Allocator:
         address = _runtime().msl_allocate(size, ctypes.byref(block), ctypes.byref(block_size))
         if not address:
             raise MemoryError(f"no memory for {name}: {size} bytes")
-        self._blocks.append((block.value, block_size.value))
+        self._blocks.append((block.value or 0, block_size.value))
         raw = (ctypes.c_uint8 * size).from_address(address)
-        content = np.frombuffer(raw, np.uint8) if size else np.zeros(0, np.uint8)
+        content = np.frombuffer(cast(Any, raw), np.uint8) if size else np.zeros(0, np.uint8)
         memory = Memory(name, kind, item_size, content, address, initialised)
         self.memories.append(memory)
         return memory
@@ -289,7 +290,7 @@ def _buffer(buffer: _Buffer) -> Buffer:
 
 
 def _traffic(traffic: _Traffic) -> Traffic:
-    return Traffic(**{name: getattr(traffic, name) for name, _ in _Traffic._fields_})
+    return Traffic(**{field[0]: getattr(traffic, field[0]) for field in _Traffic._fields_})
 
 
 def _variable_name(symbol: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -135,7 +136,7 @@ class Report:
         return "\n".join([*lines, *_aligned(rows)])
 
 
-def _aligned(rows: list[tuple[object, ...]]) -> list[str]:
+def _aligned(rows: Sequence[Sequence[object]]) -> list[str]:
     """Rows of a table as lines; all but the first two cells of a row are aligned to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

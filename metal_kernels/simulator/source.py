@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -73,7 +73,7 @@ def generated_source(make: dict[str, Any], call: dict[str, Any]) -> str:
     Raises:
         ValueError: what MLX raises for arguments that do not fit.
     """
-    kernel = _mlx_metal_kernel(**make)
+    kernel = cast(Any, _mlx_metal_kernel(**make))
 
     def run(*inputs):
         return kernel(**{**call, "inputs": inputs})

@@ -45,7 +45,7 @@ def tokenize(text: str) -> list[Token]:
     """The tokens of a text, without white space and comments."""
     tokens, line = [], 1
     for match in _LEXER.finditer(text):
-        kind = match.lastgroup
+        kind = match.lastgroup or ""
         if kind not in ("space", "comment"):
             tokens.append(Token(kind, match[0], match.start(), line))
         line += match[0].count("\n")

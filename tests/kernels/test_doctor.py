@@ -214,7 +214,7 @@ def test_a_verdict_is_about_one_text_and_one_mlx(monkeypatch, changed):
     assert verdicts.switched_off("simulator") == {"route"}
     verdicts.forget()
     if changed == "MLX":
-        monkeypatch.setattr(mx, "__version__", "99")
+        monkeypatch.setattr(verdicts, "mlx_version", lambda: "99")
     if changed == "kernel":
         monkeypatch.setattr(verdicts, "metal_source", lambda _: "another text")
     assert verdicts.switched_off("metal" if changed == "backend" else "simulator") == set()

@@ -29,6 +29,7 @@ from cases import (
     tiny_model,
     tokens,
 )
+from in_step import in_step
 from mlx.utils import tree_flatten
 from mlx_lm.models.activations import swiglu as mlx_lm_swiglu
 from mlx_lm.models.cache import ArraysCache
@@ -519,10 +520,11 @@ def streaming_is_flat(code: Code, length: int) -> int:
     ids = tokens((1, PIECE)) % 8
     mx.clear_cache()
     mx.reset_peak_memory()
-    for fed in range(PIECE, length + 1, PIECE):
-        mx.eval(model(ids, cache)[:, -1], [layer.state[0] for layer in cache])
-        if fed == 8 * PIECE:
-            early = mx.get_peak_memory()
+    with in_step():
+        for fed in range(PIECE, length + 1, PIECE):
+            mx.eval(model(ids, cache)[:, -1], [layer.state[0] for layer in cache])
+            if fed == 8 * PIECE:
+                early = mx.get_peak_memory()
     growth = mx.get_peak_memory() - early
     assert growth < MEGABYTE, f"peak memory grew by {growth / MEGABYTE:.2f} MB"
     return growth
@@ -531,11 +533,16 @@ def streaming_is_flat(code: Code, length: int) -> int:
 def peak_memory(function: Callable, *args) -> int:
     """Bytes at the peak of evaluating function(*args), above what was there before."""
     mx.eval(function(*args))  # once before, for what compiling allocates
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    mx.eval(function(*args))
-    return mx.get_peak_memory() - before
+    peaks = []
+    for _ in range(3):
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        with in_step():
+            mx.eval(function(*args))
+        peaks.append(mx.get_peak_memory() - before)
+    # a task may be handed over a moment before the one before is done
+    return min(peaks)
 
 
 def primitives(*outputs: mx.array) -> int:

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from cases import LOGITS_TOLERANCE, REAL, close, same_bits, tiny_model, tokens
+from in_step import in_step
 from laws import BUFFERED, buffered_decode_is_the_dense
 from mlx_lm.generate import batch_generate, generate_step
 from mlx_lm.models.cache import ArraysCache, load_prompt_cache, save_prompt_cache
@@ -154,7 +155,8 @@ class TestInPlace:
         state = 4096 * 256 * 4 * len(cache)
         held = mx.get_active_memory()
         mx.reset_peak_memory()
-        decoded(large, cache, 5, 50)
+        with in_step():
+            decoded(large, cache, 5, 50)
         grown = mx.get_peak_memory() - held
         assert grown < 0.05 * state, grown
         assert mx.get_active_memory() - held < 0.01 * state

@@ -14,6 +14,7 @@ import sys
 import mlx.core as mx
 import mlx_lm
 import pytest
+from in_step import in_step
 from mlx_lm.models.cache import ArraysCache, make_prompt_cache, save_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 from tiny import some_text
@@ -131,7 +132,8 @@ def test_file_and_standard_input_are_read_like_text(fm, checkpoint, loaded, tmp_
     path = tmp_path / "prompt.txt"
     path.write_text(text, newline="\r\n")
     base = ("generate", "--model", checkpoint, "-m", 9)
-    status, out, err = fm(*base, "--prompt-file", path)
+    with in_step():
+        status, out, err = fm(*base, "--prompt-file", path)
     assert (status, err) == (0, "")
     found, report = TEXT_AND_REPORT.fullmatch(out).groups()
     assert found == wanted

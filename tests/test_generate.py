@@ -9,6 +9,7 @@ import time
 import mlx.core as mx
 import mlx_lm
 import pytest
+from in_step import in_step
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 from tiny import some_text
@@ -312,8 +313,9 @@ def test_memory_does_not_grow_with_the_prompt(loaded):
         peaks.append((done, mx.get_peak_memory()))
 
     options = {"prefill_step_size": 512, "prompt_progress_callback": progress}
-    for _ in fm_mlx.stream_generate(model, tokenizer, (text for _ in range(8)), 2, **options):
-        pass
+    with in_step():
+        for _ in fm_mlx.stream_generate(model, tokenizer, (text for _ in range(8)), 2, **options):
+            pass
     settled = next(peak for done, peak in peaks if done >= 4096)
     assert peaks[-1][0] > 40000
     assert mx.get_peak_memory() - settled < 1e6

@@ -158,6 +158,22 @@ def extreme(kind: str, shape: tuple[int, int, int, int], seed: int = 0) -> Case:
     return _float32(replace(case, theta=theta))
 
 
+@cache
+def overwritten(shape: tuple[int, int, int, int], seed: int = 0) -> Case:
+    """Rows that are replaced now and then, of values and states of very unlike sizes.
+
+    The state is 1e4 times as large as the values, which themselves differ by up to 1e6.
+    """
+    case = routed(shape, shape[2], seed)
+    rng = np.random.default_rng(seed + 2)
+    often = rng.choice([0.05, 0.5, 1.0])
+    theta = np.where(rng.uniform(size=case.theta.shape) < often, 1.0, case.theta)
+    # every other row is replaced once, within the first tokens, and then left alone
+    theta[:, :3, ::2], theta[:, 3, ::2], theta[:, 4:, ::2] = case.theta[:, :3, ::2], 1, 0
+    size = 10.0 ** rng.uniform(-3, 3, (*case.values.shape[:2], 1))
+    return _float32(replace(case, theta=theta, values=case.values * size, state=1e4 * case.state))
+
+
 EXTREMES = (
     "overwrite",
     "nearly overwrite",

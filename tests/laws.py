@@ -22,6 +22,7 @@ from cases import (
     close,
     double,
     loop,
+    overwritten,
     routed,
     same_bits,
     scan,
@@ -55,6 +56,17 @@ def scan_is_the_loop(
     with code.form(form):
         got = scan(code, case, chunk_size=chunk_size)
     return max(map(close, got, loop(case), [tolerance] * 2, ("y", "state")))
+
+
+def an_overwrite_is_a_fresh_start(code: Code, form: str = "factored", count: int = 12) -> float:
+    """theta = 1 leaves nothing of what a row held, however large that was."""
+    errors = [0.0]
+    for seed in range(count):
+        case = overwritten((1, 33 + 7 * (seed % 3), 1 + seed % 4, 8), seed)
+        with code.form(form):
+            y, _ = scan(code, case)
+        errors.append(close(y, loop(case)[0], SCAN_TOLERANCE, "y"))
+    return max(errors)
 
 
 def steps_are_the_loop(code: Code, case: Case, tolerance: float = SCAN_TOLERANCE) -> float:

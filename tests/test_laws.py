@@ -24,6 +24,7 @@ from cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import (
+    an_overwrite_is_a_fresh_start,
     dense_is_sparse_with_all_rows,
     future_changes_nothing,
     future_tokens_change_nothing,
@@ -68,6 +69,10 @@ class TestLaw1EverySpellingIsTheLoop:
         case = routed((3, 100, 8, 16), num_active, empty=start == "empty")
         scan_is_the_loop(REAL, case, form)
         steps_are_the_loop(REAL, case)
+
+    @forms
+    def test_an_overwrite_is_a_fresh_start(self, form):
+        an_overwrite_is_a_fresh_start(REAL, form, 4 if form == "kernel" else 40)
 
     @forms
     @pytest.mark.parametrize("kind", EXTREMES)

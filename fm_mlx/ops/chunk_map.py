@@ -16,10 +16,16 @@ the whole output, follow from inner products of the values:
     M_ts = sum_i q_t w_ts     reads the chunk's own values
 
 `chunk_map` returns (qA, M) in float32: Y = qA H + M V. Its forms agree to float32 rounding:
-`kernel_chunk_map` (float32) carries w through the chunk in registers; `factored_chunk_map`
-(float64, for the CPU) writes w_ts = (theta_s / A_s) A_t, so that no C x C x m array
-exists; `portable_chunk_map` (float32, any device) builds w from running products. All
-three recompute the inside of the chunk in the backward pass.
+`kernel_chunk_map` (float32) carries w through the chunk in registers; `portable_chunk_map`
+(float32, any device) builds w from running products; `factored_chunk_map` (float64, for the
+CPU) writes w_ts = (theta_s / A_s) A_t in blocks of 16 tokens, so that no C x C x m array
+exists. All three recompute the inside of the chunk in the backward pass.
+
+The first two are exact where a token overwrites a row, theta = 1. In the factored form such a
+row keeps a share of 1e-18 of what it held within its block of 16 tokens, and nothing of
+anything else: less than float32 resolves unless what is overwritten was 6e10 times as large.
+Its gradient keeps a share of 1e-9: it divides by 1 - theta what is left of numbers that
+cancel.
 """
 
 from __future__ import annotations
@@ -34,12 +40,14 @@ from fm_mlx.metal_kernels import chunk_scan as kernels
 from fm_mlx.metal_kernels.launch import differentiable, on_cpu, runs
 from fm_mlx.support.arrays import compiled, with_vjp
 
-# 1 - theta is kept above this in the factored form: a row that is overwritten keeps a
-# 1e-9 share of what it held, below float32 resolution.
-DECAY_FLOOR = 1e-9
+# Tokens of a block of the factored form. The products of so many decays and of half as many
+# squares of decays are still normal float64 numbers.
+_BLOCK = 16
 
-# Longest run whose product of squared decays does: 1e-18 ** 16.
-_SQUARE_RUN = 16
+# The least 1 - theta of the factored form, and of its backward pass, which takes a whole chunk
+# as a block.
+DECAY_FLOOR = 1e-18
+_BACKWARD_FLOOR = 1e-9
 
 
 def chunk_map(
@@ -88,14 +96,10 @@ def factored_chunk_map(width: int, eps: float):
     """The float64 form as a function of (theta, phi, gram, projection, norm0)."""
     forward = compiled(partial(_factored_forward, width, eps))
     backward = compiled(partial(_factored_backward, width, eps))
-
-    def form(*inputs):
-        return forward(*inputs)
-
-    def form_vjp(primals, cotangents, _):
-        return backward(*[*primals, *cotangents])
-
-    return with_vjp(form, form_vjp)
+    return with_vjp(
+        lambda *inputs: forward(*inputs),
+        lambda primals, cotangents, _: backward(*[*primals, *cotangents]),
+    )
 
 
 @cache
@@ -129,22 +133,56 @@ def _portable_forward(width, eps, theta, phi, gram, projection, norm0):
     return query * decay, (weight * query[:, :, :, None]).sum(axis=-1)
 
 
-def _decays(theta):
-    """theta, a and A in float64, with the weights theta / A."""
-    theta = theta.astype(mx.float64)
-    keep = mx.maximum(1 - theta, DECAY_FLOOR)
-    decay = mx.cumprod(keep, axis=2)
-    return theta, keep, decay, theta / decay
+def _factored_forward(width, eps, *inputs):
+    theta, *others = (x.astype(mx.float64) for x in inputs)
+    block = partial(_block, width, eps, DECAY_FLOOR)
+    if theta.shape[2] <= _BLOCK:
+        read, inside, *_ = block(theta, *others)
+    else:
+        read, inside = _two_blocks(block, theta, *others)
+    return read.astype(mx.float32), inside.astype(mx.float32)
 
 
-def _runs(chunk: int):
-    return [slice(i, min(i + _SQUARE_RUN, chunk)) for i in range(0, chunk, _SQUARE_RUN)]
+def _two_blocks(block, theta, phi, gram, projection, norm0):
+    """A chunk as two blocks: what the first one leaves is where the second one begins."""
+    first, second = slice(0, _BLOCK), slice(_BLOCK, None)
+    early, late = theta[:, :, first], theta[:, :, second]
+    before = projection[:, :, first]
+    read, inside, *_ = block(early, phi[:, :, first], gram[:, :, first, first], before, norm0)
+    # h = carry H + weight^T V after the first block; products of decays, exact at theta = 1
+    keep = 1 - early
+    carry = keep.prod(axis=2, keepdims=True)
+    weight = early * mx.cumprod(keep, axis=2, reverse=True, inclusive=False)
+    inner = carry * projection[:, :, second] + gram[:, :, second, first] @ weight
+    among = gram[:, :, first, first] @ weight
+    norm = (carry * carry).squeeze(2) * norm0 + (weight * (2 * carry * before + among)).sum(axis=2)
+    late_read, late_inside, *_ = block(
+        late, phi[:, :, second], gram[:, :, second, second], inner, norm
+    )
+    across = late_read @ weight.swapaxes(-1, -2)
+    nothing = mx.zeros((*inside.shape[:-1], late.shape[2]), mx.float64)
+    return (
+        mx.concatenate([read, late_read * carry], axis=2),
+        mx.concatenate(
+            [
+                mx.concatenate([inside, nothing], axis=-1),
+                mx.concatenate([across, late_inside], axis=-1),
+            ],
+            axis=2,
+        ),
+    )
 
 
-def _norms(keep, gain, norm0):
+def _runs(chunk: int, floor: float):
+    """Slices of tokens over which a product of squared decays stays a normal number."""
+    run = _BLOCK if floor == _BACKWARD_FLOOR else _BLOCK // 2
+    return [slice(i, min(i + run, chunk)) for i in range(0, chunk, run)]
+
+
+def _norms(keep, gain, norm0, floor):
     """||h_t[i]||^2 from n_t = a_t^2 n_{t-1} + u_t."""
     last, norms = norm0, []
-    for run in _runs(keep.shape[2]):
+    for run in _runs(keep.shape[2], floor):
         squared = mx.cumprod(keep[:, :, run] ** 2, axis=2)
         norms.append(squared * (last + mx.cumsum(gain[:, :, run] / squared, axis=2)))
         last = norms[-1][:, :, -1:]
@@ -154,7 +192,7 @@ def _norms(keep, gain, norm0):
 def _norms_adjoint(keep, cotangent):
     """nu_t = dn_t + a_{t+1}^2 nu_{t+1}, the reverse of `_norms`."""
     following, adjoints = mx.zeros_like(keep[:, :, :1]), []
-    for run in reversed(_runs(keep.shape[2])):
+    for run in reversed(_runs(keep.shape[2], _BACKWARD_FLOOR)):
         square = keep[:, :, run] ** 2
         squared = mx.cumprod(square, axis=2)
         weighted = mx.cumsum(squared * cotangent[:, :, run], axis=2, reverse=True)
@@ -163,46 +201,40 @@ def _norms_adjoint(keep, cotangent):
     return mx.concatenate(adjoints[::-1], axis=2), following
 
 
-class _Inside(NamedTuple):
-    """What both passes of the factored form compute of a chunk, in float64 but for inverse_rms."""
+class _Block(NamedTuple):
+    """A block of C tokens, in float64 but for inverse_rms; what the backward pass needs as well."""
 
-    theta: mx.array  # (B, N, C, m)
+    read: mx.array  # (B, N, C, m): qA
+    inside: mx.array  # (B, N, C, C): M
     keep: mx.array  # (B, N, C, m): a
     decay: mx.array  # (B, N, C, m): A
     weight: mx.array  # (B, N, C, m): theta / A
-    gram: mx.array  # (B, N, C, C): G
     inner: mx.array  # (B, N, C, m): p
     norm: mx.array  # (B, N, C, m): n
-    norm0: mx.array  # (B, N, 1, m): n before the chunk
     inverse_rms: mx.array  # (B, N, C, m): 1 / sqrt(n / d + eps)
-    read: mx.array  # (B, N, C, m): qA
 
 
-def _inside(width, eps, theta, phi, gram, projection, norm0) -> _Inside:
-    theta, keep, decay, weight = _decays(theta)
-    gram = gram.astype(mx.float64)
-    inner = decay / keep * (projection.astype(mx.float64) + mx.tril(gram, -1) @ weight)
+def _block(width, eps, floor, theta, phi, gram, projection, norm0) -> _Block:
+    keep = mx.maximum(1 - theta, floor)
+    decay = mx.cumprod(keep, axis=2)
+    weight = theta / decay
+    inner = decay / keep * (projection + mx.tril(gram, -1) @ weight)
     gain = theta * (2 * keep * inner + theta * _diagonal(gram))
-    norm0 = norm0.astype(mx.float64)[:, :, None]
-    norm = _norms(keep, gain, norm0)
+    norm = _norms(keep, gain, norm0[:, :, None], floor)
     inverse_rms = mx.rsqrt(mx.maximum(norm, 0).astype(mx.float32) / width + eps)
     read = phi * inverse_rms * decay
-    return _Inside(theta, keep, decay, weight, gram, inner, norm, norm0, inverse_rms, read)
+    inside = mx.tril(read @ weight.swapaxes(-1, -2))
+    return _Block(read, inside, keep, decay, weight, inner, norm, inverse_rms)
 
 
-def _factored_forward(width, eps, theta, phi, gram, projection, norm0):
-    chunk = _inside(width, eps, theta, phi, gram, projection, norm0)
-    inside = mx.tril(chunk.read @ chunk.weight.swapaxes(-1, -2))
-    return chunk.read.astype(mx.float32), inside.astype(mx.float32)
-
-
-def _factored_backward(width, eps, theta, phi, gram, projection, norm0, d_read, d_inside):
-    theta, keep, decay, weight, gram, inner, norm, norm0, inverse_rms, read = _inside(
-        width, eps, theta, phi, gram, projection, norm0
+def _factored_backward(width, eps, *inputs):
+    theta, phi, gram, projection, norm0, d_read, d_inside = (x.astype(mx.float64) for x in inputs)
+    read, _, keep, decay, weight, inner, norm, inverse_rms = _block(
+        width, eps, _BACKWARD_FLOOR, theta, phi, gram, projection, norm0
     )
     # M = tril(qA W^T)
-    d_inside = mx.tril(d_inside.astype(mx.float64))
-    d_read = d_read.astype(mx.float64) + d_inside @ weight
+    d_inside = mx.tril(d_inside)
+    d_read = d_read + d_inside @ weight
     d_weight = d_inside.swapaxes(-1, -2) @ read
     # qA = phi r A,  r = (n / d + eps)^(-1/2)
     d_query = d_read * decay
@@ -210,7 +242,7 @@ def _factored_backward(width, eps, theta, phi, gram, projection, norm0, d_read, 
     d_norm = mx.where(norm > 0, d_phi * phi * inverse_rms * inverse_rms * (-0.5 / width), 0)
     # n_t = a_t^2 n_{t-1} + u_t
     d_gain, d_norm0 = _norms_adjoint(keep, d_norm)
-    norm_before = mx.concatenate([norm0, norm[:, :, :-1]], axis=2)
+    norm_before = mx.concatenate([norm0[:, :, None], norm[:, :, :-1]], axis=2)
     # u = theta (2 a p + theta G_tt),  p = (A / a) (P + tril(G, -1) W)
     d_inner = 2 * d_gain * theta * keep
     d_projection = d_inner * decay / keep

@@ -6,7 +6,6 @@ So whoever generates or measures asks here before it believes the logits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -35,27 +34,25 @@ def is_finite(x: mx.array) -> bool:
     return all(mx.isfinite(piece).all().item() for piece in pieces)
 
 
-def check_logprob(
-    logprob: float, model: nn.Module, cache: Sequence[Any], token: int, where: str
-) -> None:
-    """Raise unless the log-probability of a token that was chosen is a number.
+def logits_are_not_finite(
+    model: nn.Module, cache: Sequence[Any], token: int, where: str
+) -> NotFiniteError:
+    """What to raise when the log-probability of a token that was chosen is no number.
 
     It is one exactly if no logit is NaN or infinitely large: the normalisation is a sum over
     all of them, and a logit of minus infinity is never chosen.
 
     Args:
-        logprob: of the token.
         model: that computed it.
         cache: of the model, after it.
         token: that the model is asked with, to look for the fault.
         where: begins the sentence: "generation stopped before token 3".
 
-    Raises:
-        NotFiniteError: names the first layer whose state or output is not finite.
+    Returns:
+        An error that names the first layer whose state or output is not finite.
     """
-    if not math.isfinite(logprob):
-        fault = _first_fault(model, cache, mx.array([[token]]))
-        raise NotFiniteError(f"{where}: the logits are not finite: {fault}")
+    fault = _first_fault(model, cache, mx.array([[token]]))
+    return NotFiniteError(f"{where}: the logits are not finite: {fault}")
 
 
 def check_states(model: nn.Module, cache: Sequence[Any], where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TextIO, cast
@@ -14,8 +15,7 @@ from mlx_lm.generate import stream_generate as stream_generate_of_tokens
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from fm_mlx.finite import check_logprob, check_states
-from fm_mlx.support.arrays import number
+from fm_mlx.finite import check_states, logits_are_not_finite
 
 # Characters that are tokenized at a time.
 _BLOCK = 16384
@@ -98,10 +98,9 @@ def stream_generate(
         )
     ):
         token = response.token
-        check_logprob(
-            number(response.logprobs[token]), model, prompt_cache, token,
-            f"generation stopped before token {count + 1}",
-        )  # fmt: skip
+        if not math.isfinite(cast(float, response.logprobs[token].item())):
+            where = f"generation stopped before token {count + 1}"
+            raise logits_are_not_finite(model, prompt_cache, token, where)
         if read:
             prompt_time = reading_time + response.prompt_tokens / response.prompt_tps
             tokens_read = read + response.prompt_tokens

@@ -31,21 +31,6 @@ def path() -> Path:
     return folder() / "doctor.json"
 
 
-def is_switched_off(file: str, backend: str) -> bool:
-    """Whether the kernels of a Metal file are not run by a backend on this machine.
-
-    The first time that a process asks for a kernel that is switched off, one line on standard
-    error says so.
-
-    Raises:
-        ValueError: if the file of verdicts holds something else.
-    """
-    if _disregarded.get() or file not in switched_off(backend):
-        return False
-    _say_once(file)
-    return True
-
-
 @cache
 def switched_off(backend: str) -> frozenset[str]:
     """The Metal files whose kernels a backend does not run on this machine.
@@ -55,6 +40,16 @@ def switched_off(backend: str) -> frozenset[str]:
     """
     found = _read().get(backend, {})
     return frozenset(name for name in sources() if name in found and found[name] == _about(name))
+
+
+def are_disregarded(file: str) -> bool:
+    """Whether a kernel that is switched off is run all the same.
+
+    If it is not, one line on standard error says so, the first time in a process.
+    """
+    if not _disregarded.get():
+        _say_once(file)
+    return _disregarded.get()
 
 
 @contextmanager

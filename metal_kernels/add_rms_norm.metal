@@ -1,9 +1,9 @@
-// The residual stream's sum and its norm (twin: add_rms_norm in fm_mlx/ops/norm.py):
+// The residual stream's sum and its norm (reference op: add_rms_norm in fm_mlx/ops/block.py):
 //
 //   x, update (tokens, hidden) of type T, weight (hidden) float
 //   -> total = x + update, normed = total / rms(total) * weight, both of type T
 //
-// One threadgroup per token; each thread owns the columns thread_index,
+// One threadgroup per token; each thread owns the numbers thread_index,
 // thread_index + threads, ... and keeps them in registers until the norm is known.
 #include "simdgroup.h"
 

@@ -1,4 +1,4 @@
-// The inside of a chunk (design: the Gram-space chunked scan; twin: fm_mlx/ops/chunk_map.py).
+// The inside of a chunk of the scan (reference op: fm_mlx/ops/chunk_map.py):
 //
 //   theta, phi, projection  (chunks, C, m)     gram (chunks, C, C)     norm0 (chunks, m)
 //   -> read = qA (chunks, C, m), inside = M (chunks, C, C);  C <= 32, all float32

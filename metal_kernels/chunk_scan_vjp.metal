@@ -1,4 +1,4 @@
-// The vjp of chunk_scan (twin: the vjp of fm_mlx/ops/chunk_map.py). Shapes as there, and
+// The vjp of chunk_scan (reference op: the vjp of that in fm_mlx/ops/chunk_map.py). Shapes as there, and
 //
 //   d_read (chunks, C, m), d_inside (chunks, C, C)
 //   -> d_theta, d_phi, d_projection (chunks, C, m), d_gram (chunks, C, C), d_norm0 (chunks, m)

@@ -1,4 +1,4 @@
-// Which rows a token touches, and how strongly (twin: fm_mlx/ops/routing.py):
+// Which rows a token touches, and how strongly (reference op: fm_mlx/ops/routing.py):
 //
 //   routing (tokens, m + 2) of type T: m logits, then the update and the merge rate before
 //   the sigmoid -> theta = eta alpha and phi = mu alpha, float32

@@ -1,9 +1,9 @@
-// One token on k rows of the memory (twin: sparse_update in fm_mlx/ops/step.py):
+// One token on k rows of the memory (reference op: sparse_update in fm_mlx/ops/step.py):
 //
 //   indices, theta, phi (B, k), value (B, d) of type T, state (B, m, d)
 //   -> rows (B, k, d) = (1 - theta) h + theta v, y (B, d) = sum_i phi_i rows_i / rms(rows_i)
 //
-// One threadgroup per token of the batch. Each thread owns the columns thread_index,
+// One threadgroup per token of the batch. Each thread owns the numbers thread_index,
 // thread_index + threads, ...: it reads every number of the k rows once, keeps it in a
 // register until the row's norm is known, and writes it once. m does not enter.
 // ROWS rows at a time share the two barriers of their norms.

@@ -1,4 +1,4 @@
-// Chunk-start states (twin: fm_mlx/ops/state_pass.py), H_{n+1} = decay_n * H_n + increment_n:
+// Chunk-start states (reference op: fm_mlx/ops/state_pass.py), H_{n+1} = decay_n * H_n + increment_n:
 //
 //   decay (B, N, m), increment (B, N, m, d), state (B, m, d)
 //   -> starts (B, N, m, d), last (B, m, d); all float32

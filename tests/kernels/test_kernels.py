@@ -59,7 +59,7 @@ def test_add_rms_norm(schedule, dtype):
 
 
 def test_add_rms_norm_of_unlike_arrays():
-    """What the kernel does not take goes to its twin: other dtypes, broadcast shapes."""
+    """What the kernel does not take goes to its reference op: other dtypes, broadcast shapes."""
     x, weight = mx.ones((2, 3, 40), mx.bfloat16), mx.ones((40,))
     for update in (mx.ones((2, 3, 40)), mx.ones((1, 3, 40), mx.bfloat16)):
         got = ops.add_rms_norm(x, update, weight, 1e-6)

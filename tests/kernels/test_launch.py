@@ -82,7 +82,7 @@ class TestBackend:
 
 
 class TestEveryKernelIsUsed:
-    """On a Metal GPU the kernels are launched, and not their twins."""
+    """On a Metal GPU the kernels are launched, and not their reference ops."""
 
     def test_scan(self, launched):
         ops.memory_scan(*routed((1, 70, 4, 8), 2).arrays())

@@ -12,6 +12,7 @@
 //
 // Decays are multiplied step by step: no exponent, no quotient, exact at theta = 1.
 // Threadgroup memory: gram C x 32 floats and one such block of partial sums per SIMD-group.
+#include "memory_norm.h"
 #include "simdgroup.h"
 
 // G's lower triangle as 32 x 32 with zeros elsewhere: what comes later must not reach a
@@ -86,7 +87,7 @@ inline void chunk_scan(
       }
       norm = keep * keep * norm + write * (2.0f * keep * inner + write * gram_t[t]);
       decay *= keep;
-      const float query = merge * metal::rsqrt(metal::max(norm, 0.0f) / width + eps);
+      const float query = merge * inverse_rms(metal::max(norm, 0.0f), width, eps);
       if (exists) {
         read[item] = query * decay;
       }

@@ -121,7 +121,7 @@ inline void chunk_scan_vjp(
       inner += before * seen;
       const float norm_before = t > 0 ? norm_of[(t - 1) * LANES + lane] : start_norm;
       const float norm_now = norm_of[t * LANES + lane];
-      const float root = metal::rsqrt(metal::max(norm_now, 0.0f) / width + eps);
+      const float root = inverse_rms(metal::max(norm_now, 0.0f), width, eps);
       const float query = merge * root;
 
       // qA_t = q_t A_t and M_ts = q_t w_ts
@@ -132,7 +132,7 @@ inline void chunk_scan_vjp(
         d_weight[s] += query * d_inside_t[s];
       }
       d_decay += query * d_read_t;
-      d_norm += norm_now > 0.0f ? -0.5f * d_query * merge * root * root * root / width : 0.0f;
+      d_norm += norm_now > 0.0f ? d_query * merge * inverse_rms_slope(root, width) : 0.0f;
 
       // n_t = a^2 n_{t-1} + theta (2 a p + theta G_tt)
       const float d_inner = 2.0f * d_norm * write_t * keep;

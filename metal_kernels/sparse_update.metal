@@ -7,6 +7,7 @@
 // thread_index + threads, ...: it reads every number of the k rows once, keeps it in a
 // register until the row's norm is known, and writes it once. m does not enter.
 // ROWS rows at a time share the two barriers of their norms.
+#include "memory_norm.h"
 #include "simdgroup.h"
 
 constant constexpr int ROWS = 8;
@@ -90,7 +91,7 @@ inline void sparse_update(
           norm += partial[r * LANES + g];
         }
         const float merge = active ? float(phi[slot]) : 0.0f;
-        const float query = merge * metal::rsqrt(norm / float(width) + eps);
+        const float query = merge * inverse_rms(norm, float(width), eps);
         UNROLL
         for (int c = 0; c < per_thread; ++c) {
           sum[c] += query * written[r][c];

@@ -24,7 +24,7 @@ LINEAR_LAYERS = (
     "mlp.down_proj",
 )
 
-# Chosen on the packaged model (docs of `fm-mlx lora`): the numbers of a memory's rows are
+# Chosen on the packaged model (docs/fine-tuning.md): the numbers of a memory's rows are
 # larger than those of weights, and move further.
 LEARNING_RATES = {"lora": 2e-4, "dora": 2e-4, "full": 3e-4, "memory": 1e-1}
 

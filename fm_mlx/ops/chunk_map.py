@@ -38,6 +38,7 @@ import mlx.core as mx
 
 from fm_mlx.metal_kernels import chunk_scan as kernels
 from fm_mlx.metal_kernels.launch import differentiable, on_cpu, runs
+from fm_mlx.ops.memory_norm import inverse_rms, inverse_rms_slope
 from fm_mlx.support.arrays import compiled, with_vjp
 
 # Tokens of a block of the factored form. The products of so many decays and of half as many
@@ -129,7 +130,7 @@ def _portable_forward(width, eps, theta, phi, gram, projection, norm0):
     # n_t = sum_s (prod_{s<r<=t} a_r)^2 u_s + A_t^2 n_0
     square = mx.where(causal, running * running * gain[:, :, None], 0).sum(axis=3)
     norm = decay * decay * norm0[:, :, None] + square
-    query = phi * mx.rsqrt(mx.maximum(norm, 0) / width + eps)
+    query = phi * inverse_rms(mx.maximum(norm, 0), width, eps)
     return query * decay, (weight * query[:, :, :, None]).sum(axis=-1)
 
 
@@ -202,7 +203,7 @@ def _norms_adjoint(keep, cotangent):
 
 
 class _Block(NamedTuple):
-    """A block of C tokens, in float64 but for inverse_rms; what the backward pass needs as well."""
+    """A block of C tokens, in float64 but for `inverse`; what the backward pass needs as well."""
 
     read: mx.array  # (B, N, C, m): qA
     inside: mx.array  # (B, N, C, C): M
@@ -211,7 +212,7 @@ class _Block(NamedTuple):
     weight: mx.array  # (B, N, C, m): theta / A
     inner: mx.array  # (B, N, C, m): p
     norm: mx.array  # (B, N, C, m): n
-    inverse_rms: mx.array  # (B, N, C, m): 1 / sqrt(n / d + eps)
+    inverse: mx.array  # (B, N, C, m): 1 / sqrt(n / d + eps)
 
 
 def _block(width, eps, floor, theta, phi, gram, projection, norm0) -> _Block:
@@ -221,15 +222,15 @@ def _block(width, eps, floor, theta, phi, gram, projection, norm0) -> _Block:
     inner = decay / keep * (projection + mx.tril(gram, -1) @ weight)
     gain = theta * (2 * keep * inner + theta * _diagonal(gram))
     norm = _norms(keep, gain, norm0[:, :, None], floor)
-    inverse_rms = mx.rsqrt(mx.maximum(norm, 0).astype(mx.float32) / width + eps)
-    read = phi * inverse_rms * decay
+    inverse = inverse_rms(mx.maximum(norm, 0).astype(mx.float32), width, eps)
+    read = phi * inverse * decay
     inside = mx.tril(read @ weight.swapaxes(-1, -2))
-    return _Block(read, inside, keep, decay, weight, inner, norm, inverse_rms)
+    return _Block(read, inside, keep, decay, weight, inner, norm, inverse)
 
 
 def _factored_backward(width, eps, *inputs):
     theta, phi, gram, projection, norm0, d_read, d_inside = (x.astype(mx.float64) for x in inputs)
-    read, _, keep, decay, weight, inner, norm, inverse_rms = _block(
+    read, _, keep, decay, weight, inner, norm, inverse = _block(
         width, eps, _BACKWARD_FLOOR, theta, phi, gram, projection, norm0
     )
     # M = tril(qA W^T)
@@ -238,8 +239,8 @@ def _factored_backward(width, eps, *inputs):
     d_weight = d_inside.swapaxes(-1, -2) @ read
     # qA = phi r A,  r = (n / d + eps)^(-1/2)
     d_query = d_read * decay
-    d_phi = d_query * inverse_rms
-    d_norm = mx.where(norm > 0, d_phi * phi * inverse_rms * inverse_rms * (-0.5 / width), 0)
+    d_phi = d_query * inverse
+    d_norm = mx.where(norm > 0, d_phi * phi * inverse_rms_slope(inverse, width), 0)
     # n_t = a_t^2 n_{t-1} + u_t
     d_gain, d_norm0 = _norms_adjoint(keep, d_norm)
     norm_before = mx.concatenate([norm0[:, :, None], norm[:, :, :-1]], axis=2)

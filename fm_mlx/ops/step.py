@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from fm_mlx.metal_kernels import sparse_update as kernels
 from fm_mlx.metal_kernels.launch import differentiable, runs
+from fm_mlx.ops.memory_norm import inverse_rms
 from fm_mlx.support.arrays import compiled
 
 
@@ -202,5 +203,5 @@ def _write_and_read(theta, phi, values, rows, eps):
     theta = theta.swapaxes(1, 2)
     rows = (1 - theta) * rows + theta * values.astype(mx.float32)
     norm = rows.square().sum(axis=-1)[:, None]
-    query = phi * mx.rsqrt(norm / rows.shape[-1] + eps)
+    query = phi * inverse_rms(norm, rows.shape[-1], eps)
     return rows, (query @ rows).astype(values.dtype)

@@ -27,7 +27,8 @@ def model_args(
 
     Args:
         weights: mapped.
-        config: of the checkpoint; may be empty. Where shapes contradict it they are right.
+        config: the config of the checkpoint, which may be empty; where shapes contradict it
+            they are right.
         given: values of the keys of UNSEEN from options; None is absent.
 
     Raises:

@@ -49,11 +49,11 @@ class Tensor:
     """A weight that is not read yet.
 
     Attributes:
-        shape: its shape.
-        dtype: one of DTYPES.
-        where: the file it is in.
-        read: gives it as an MLX array.
-        storage: equal for two names of one tensor.
+        shape: The shape of the tensor.
+        dtype: Its dtype, one of DTYPES.
+        where: The file that it is in.
+        read: Reads it, and gives it as an MLX array.
+        storage: What is equal for two names of one tensor.
     """
 
     shape: tuple[int, ...]
@@ -68,10 +68,10 @@ class Checkpoint:
     """Tensors by name, with what was noticed on the way.
 
     Attributes:
-        tensors: by the names of the checkpoint, wrappers stripped.
-        notes: what was stripped, chosen or left, one line each.
-        config: of a config.json beside the weights; empty if there is none.
-        folder: where config and tokenizer are.
+        tensors: The tensors by the names of the checkpoint, wrappers stripped.
+        notes: What was stripped, chosen or left, one line each.
+        config: The content of a config.json beside the weights; empty if there is none.
+        folder: Where config and tokenizer are.
     """
 
     tensors: dict[str, Tensor]

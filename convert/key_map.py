@@ -34,10 +34,10 @@ class Weight:
     """A weight under its new name: tensors of the checkpoint and how it is made of them.
 
     Attributes:
-        shape: of the result.
-        sources: names in the checkpoint.
-        read: computes it, reading its sources.
-        dtype: that it is read in.
+        shape: The shape of the result.
+        sources: The names in the checkpoint of what it is made of.
+        read: Computes it, reading its sources.
+        dtype: The dtype that it is read in.
     """
 
     shape: tuple[int, ...]

@@ -52,16 +52,17 @@ class Parity:
     """What a comparison found; lengths and layers in order.
 
     Attributes:
-        bound: largest allowed max |dlogit|; None where a loss is reported instead.
-        dtype: of the converted weights.
-        lengths: tokens that were read.
-        max_logit: largest difference of a logit, by length.
-        mean_logit: mean difference.
-        kl: nats per token, KL(reference || converted).
-        top1: share of tokens whose likeliest successor is the same.
-        layers: largest difference of the residual stream after the embedding and each block,
+        bound: The largest max |dlogit| that is allowed; None where a loss is reported instead.
+        dtype: The dtype of the converted weights.
+        lengths: How many tokens were read, each time.
+        max_logit: The largest difference of a logit, by length.
+        mean_logit: The mean difference, by length.
+        kl: KL(reference || converted) in nats per token, by length.
+        top1: The share of tokens whose likeliest successor is the same, by length.
+        layers: The largest difference of the residual stream after the embedding and each block,
             relative to its largest number, at the greater length.
-        loss: nats per token of the text, reference and converted, at the greater length.
+        loss: The loss on the text in nats per token, reference and converted, at the greater
+            length.
     """
 
     bound: float | None
@@ -146,11 +147,11 @@ def compare(
     """Run the reference with the checkpoint's weights and the converted model.
 
     Args:
-        weights: of the checkpoint, under our names.
-        args: of both.
+        weights: the weights of the checkpoint, under our names.
+        args: the shape of both models.
         model: the converted one.
         tokens: one more than the greatest length, which is the last to be predicted.
-        dtype: of the converted weights, "quantised" among them; for the report.
+        dtype: the dtype of the converted weights or "quantised", for the report.
         bound: on max |dlogit|.
     """
     reference = torch_model(weights, args)

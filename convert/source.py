@@ -57,7 +57,7 @@ def understand(
     Args:
         path: file or folder.
         ema: take the moving average.
-        map: of names; None tries the built-in ones.
+        map: the map of names; None tries the built-in ones.
         given: values of what shapes do not tell (`architecture.UNSEEN`).
 
     Raises:
@@ -65,16 +65,19 @@ def understand(
     """
     checkpoint = open_checkpoint(path, ema=ema)
     map = map or choose_map(checkpoint.tensors, BUILTIN)
-    weights = map.apply(checkpoint.tensors)
     # what a built-in map offers for other names is no mistake of the user's
     idle = [] if map in BUILTIN else map.idle_patterns(checkpoint.tensors)
-    notes = [f"names: {map.name}", *idle, *checkpoint.notes]
-    notes += _tie(weights, checkpoint)
-    args, wrong = model_args(weights, checkpoint.config, given or {})
-    shapes = weight_shapes(args)
-    found = differences(weights, shapes)
-    if found:
-        raise ValueError(f"{path} by the names of {map.name}: {_some(idle + found)}")
+    try:
+        weights = map.apply(checkpoint.tensors)
+        notes = [f"names: {map.name}", *idle, *checkpoint.notes, *_tie(weights, checkpoint)]
+        args, wrong = model_args(weights, checkpoint.config, given or {})
+        shapes = weight_shapes(args)
+        if found := differences(weights, shapes):
+            raise ValueError(f"{path} by the names of {map.name}: {_some(found)}")
+    except ValueError as error:
+        if not idle:
+            raise
+        raise ValueError(f"{error}; {_some(idle)}") from None
     ordered = {name: weights[name] for name in shapes}
     return Source(checkpoint, ordered, args, notes + wrong)
 

@@ -46,8 +46,8 @@ def write_weights(
     """Safetensors shards with an index, one shard in memory at a time.
 
     Args:
-        folder: to write to.
-        weights: by their final names.
+        folder: the folder to write to.
+        weights: the weights by their final names.
         dtype_of: what a weight is cast to; None leaves it.
         check: is shown every weight as it was read and as it is written.
         shard_bytes: most bytes of a shard, unless a single weight has more.

@@ -82,7 +82,7 @@ def step(
 
     Args:
         cache: updated.
-        routing: of the token, from `ops.route`; (B, 1, k).
+        routing: the rows of the token, from `ops.route`; (B, 1, k).
         values: (B, 1, d).
         mask: (B, 1) bool or None.
         eps: added to the mean square of a row.

@@ -43,9 +43,9 @@ def logits_are_not_finite(
     all of them, and a logit of minus infinity is never chosen.
 
     Args:
-        model: that computed it.
-        cache: of the model, after it.
-        token: that the model is asked with, to look for the fault.
+        model: the model that computed it.
+        cache: the state of the model after it.
+        token: a token to look for the fault with.
         where: begins the sentence: "generation stopped before token 3".
 
     Returns:

@@ -42,8 +42,8 @@ def stream_generate(
     tokens are those of the whole text (see `encode_pieces`), so the output is the same.
 
     Args:
-        model: of `load`.
-        tokenizer: of `load`.
+        model: the model, from `load`.
+        tokenizer: its tokenizer, from `load`.
         prompt: text, token ids, pieces of text or an open text file.
         max_tokens: number of tokens to generate; -1: until the model ends the text.
         prompt_cache: the state to go on from, one cache per layer; updated in place.
@@ -120,8 +120,8 @@ def generate(
     """The whole text that `stream_generate` makes of a prompt.
 
     Args:
-        model: of `load`.
-        tokenizer: of `load`.
+        model: the model, from `load`.
+        tokenizer: its tokenizer, from `load`.
         prompt: as for `stream_generate`.
         verbose: print the text as it comes, then the speeds and the peak memory.
         options: those of `stream_generate`.
@@ -162,7 +162,7 @@ def encode_pieces(
     any; that may change the tokens at the cut.
 
     Args:
-        tokenizer: of `load`, or of transformers.
+        tokenizer: a tokenizer from `load`, or one of transformers.
         texts: the text, in pieces of any length.
         add_special_tokens: as for `stream_generate`.
 

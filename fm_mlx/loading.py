@@ -96,7 +96,7 @@ def load(
     Args:
         path_or_repo: a model folder or a Hugging Face repository; None: the model in the package.
         adapter_path: folder of LoRA adapters to put on the model.
-        tokenizer_config: passed to the tokenizer.
+        tokenizer_config: options for the tokenizer.
         model_config: replaces keys of ``config.json``.
         lazy: leave the weights unread until they are used.
         return_config: return the config as well.

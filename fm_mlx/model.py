@@ -40,11 +40,11 @@ class ModelArgs(BaseModelArgs):
         num_hidden_layers: The number of blocks.
         intermediate_size: The width of the SwiGLU.
         vocab_size: The number of tokens of the vocabulary.
-        memory_size: d, the width of a row of the memory; hidden_size if absent.
-        num_memory_states: m, the number of rows of the memory.
-        num_active_states: k, the rows that a token writes and reads; a quarter of m if absent.
-            k = m is the dense model.
-        affinity_temperature: tau, by which the routing logits are divided.
+        memory_size: The width d of a row of the memory; hidden_size if absent.
+        num_memory_states: The number m of rows of the memory.
+        num_active_states: The number k of rows that a token writes and reads; a quarter of m if
+            absent. k = m is the dense model.
+        affinity_temperature: The temperature tau, by which the routing logits are divided.
         rms_norm_eps: Added to the mean square in the norms of the residual stream.
         memory_norm_eps: Added to the mean square in the row norm inside the memory.
         tie_word_embeddings: Whether the head is the embedding.
@@ -223,7 +223,7 @@ class Backbone(nn.Module):
 
         Args:
             inputs: tokens (B, T).
-            cache: read and updated; None begins a text.
+            cache: the state to go on from, which is updated; None begins a text.
         """
         x, update = self.embed_tokens(inputs), None
         streams = [x]
@@ -258,7 +258,7 @@ class Model(nn.Module):
 
         Args:
             inputs: token ids.
-            cache: of `make_cache`; read and updated.
+            cache: the state to go on from, from `make_cache`, which is updated; None begins a text.
             input_embeddings: (B, T, hidden), used instead of the embedded ids.
             reset_positions: (B, R) integers, rising in a row: tokens at which another text
                 begins, with a memory of its own; a position from T on resets nothing

@@ -109,7 +109,7 @@ def memory_layer(
         num_active: k.
         temperature: tau.
         state: h_0, (m, d); zeros if None.
-        eps: of the row norm.
+        eps: added to the mean square in the row norm.
 
     Returns:
         The layer's output (T, hidden), and the last state (m, d).
@@ -130,7 +130,8 @@ def language_model(
 
     Args:
         tokens: (T,) integers.
-        weights: by the names of a checkpoint (``model.layers.0.memory.in_proj.weight`` ...).
+        weights: the weights by the names of a checkpoint
+            (``model.layers.0.memory.in_proj.weight`` ...).
         config: the keys of ``config.json``.
         states: one (m, d) array per layer; zeros if None.
 

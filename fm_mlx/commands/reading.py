@@ -22,8 +22,8 @@ class FileText:
     """The text of an open UTF-8 file, iterated over in pieces; line ends become ``\\n``.
 
     Attributes:
-        bytes_read: of the file, so far.
-        size: of the file in bytes, or None if that is not known.
+        bytes_read: How many bytes of the file were read so far.
+        size: The size of the file in bytes; None if it is not known.
 
     Raises:
         ValueError: the file is empty, or not UTF-8; from the iteration.

@@ -39,10 +39,10 @@ class Batch(NamedTuple):
     """The arrays of a batch, as `fm_mlx.lora.loss.next_token_loss` takes them.
 
     Attributes:
-        tokens: (B, T + 1) int32, of which T are read.
-        mask: (B, T) bool, the targets that count.
-        reset_positions: (B, R) int32 if rows hold several texts.
-        fresh: (B,) bool if rows are pieces of streams: those that begin a document.
+        tokens: The tokens, (B, T + 1) int32, of which T are read.
+        mask: The targets that count, (B, T) bool.
+        reset_positions: Where texts begin in rows that hold several, (B, R) int32.
+        fresh: The rows that begin a document if rows are pieces of streams, (B,) bool.
     """
 
     tokens: mx.array

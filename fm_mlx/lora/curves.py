@@ -22,7 +22,7 @@ class Log:
     On a terminal a bar shows the steps.
 
     Args:
-        folder: of the adapter.
+        folder: the folder of the adapter.
         done: the steps that were done before; later reports in the file are dropped.
         steps: the steps of the whole run.
         inner: is told as well: mlx-lm's wandb or swanlab.

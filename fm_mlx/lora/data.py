@@ -34,9 +34,6 @@ class Example:
     offset: int = 0
 
 
-Examples = Sequence[Example]
-
-
 def load_data(
     options: Options, tokenizer: TokenizerWrapper, splits: Sequence[str] = SPLITS
 ) -> dict[str, list[Example]]:

@@ -100,10 +100,10 @@ class Loop:
     """The steps of a run, from its beginning or from a saved state.
 
     Args:
-        model: prepared for training (`fm_mlx.lora.tuned`).
-        optimizer: of the run.
-        batches: of the examples to train on.
-        options: of the run.
+        model: the model, prepared for training (`fm_mlx.lora.tuned`).
+        optimizer: the optimizer of the run.
+        batches: the batches of the examples to train on.
+        options: the options of the run.
         course: what a saved state must agree with to be gone on from.
         log: is told of the losses.
         before: the saved state to go on from; None begins anew.

@@ -26,7 +26,7 @@ def next_token_loss(
         model: the model.
         tokens: (B, T + 1) integers; token t + 1 is the target of token t.
         mask: (B, T) bool: the targets that count.
-        reset_positions: of rows with several texts (`Model.__call__`).
+        reset_positions: where texts begin in rows with several (`Model.__call__`).
         fresh: (B,) bool: the rows that begin a text; the others go on from ``carried``.
         carried: the state (B, m, d) of each layer after the batch before; no gradient flows
             into it. None for rows that are not pieces of streams.

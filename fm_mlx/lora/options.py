@@ -34,38 +34,43 @@ class Options:
     """Options of ``fm-mlx lora``, by mlx-lm's names where it has them.
 
     Attributes:
-        data: a folder with ``train.jsonl``, ``valid.jsonl``, ``test.jsonl``; a text file; or a
+        data: A folder with ``train.jsonl``, ``valid.jsonl``, ``test.jsonl``; a text file; or a
             Hugging Face data set.
-        model: folder or Hugging Face repository; None: the packaged model.
-        fine_tune_type: ``lora``, ``dora``, ``full``, or ``memory``: h_0 of every layer.
-        num_layers: last layers to tune; -1: all.
-        train_router: tune W_alpha, w_eta and w_mu too, as whole matrices.
-        memory_layers: with ``memory``, the layers to tune, instead of ``num_layers``.
-        lora_parameters: rank, scale, dropout, and keys of the layers in a block.
-        batching: ``bucket``: examples of like length side by side; ``pack``: several in a row,
-            with the memory reset between them; ``stream``: whole documents in pieces of
-            ``max_seq_length``, with the memory carried. None: stream for a text file (but not
-            to tune how memories begin), bucket for the rest.
-        max_seq_length: most tokens that a row reads at once, T.
-        batch_size: rows of a step, of all processes together.
-        iters: steps.
-        learning_rate: None: one that suits the type.
-        lr_schedule: mlx-lm's: ``{name, arguments, warmup}``.
-        optimizer, optimizer_config: of MLX.
-        grad_accumulation_steps: steps whose gradients make one update.
-        grad_checkpoint: recompute the blocks in the backward pass, for less memory.
-        clear_cache_threshold: bytes of freed memory that MLX may keep between steps.
-        mask_prompt: only completions count.
-        seed: of weights, dropout, order.
-        val_batches: of an evaluation; -1: all.
-        test_batches: as val_batches, for ``test``.
-        steps_per_report, steps_per_eval, save_every: how often.
-        adapter_path: folder to write.
-        resume: go on with the run in adapter_path from its last save.
-        resume_adapter_file: start with the weights of an adapter, without its run.
-        report_to, project_name: wandb or swanlab, by mlx-lm.
-        hf_dataset, prompt_feature, completion_feature, text_feature, chat_feature: mlx-lm's.
-        trust_remote_code: let a checkpoint's own code run.
+        model: A folder or a Hugging Face repository; None is the packaged model.
+        fine_tune_type: What is tuned: ``lora``, ``dora``, ``full``, or ``memory``, the initial
+            state of every layer.
+        num_layers: How many of the last layers are tuned; -1 for all.
+        train_router: Whether W_alpha, w_eta and w_mu are tuned too, as whole matrices.
+        memory_layers: With ``memory``, the layers to tune instead of the last ``num_layers``.
+        lora_parameters: Rank, scale, dropout, and the keys of the layers in a block.
+        batching: How examples become rows. ``bucket``: examples of like length side by side;
+            ``pack``: several in a row, with the memory reset between them; ``stream``: whole
+            documents in pieces of ``max_seq_length``, with the memory carried. None chooses stream
+            for a text file (but not to tune how memories begin), and bucket for the rest.
+        max_seq_length: T, the most tokens that a row reads at once.
+        batch_size: How many rows a step has, in all processes together.
+        iters: How many steps the run has.
+        learning_rate: The learning rate; None chooses one that suits the type.
+        lr_schedule: A schedule of mlx-lm's: ``{name, arguments, warmup}``.
+        optimizer, optimizer_config: The name of an optimizer of MLX, and by name what it is made
+            with.
+        grad_accumulation_steps: How many steps add up their gradients for one update.
+        grad_checkpoint: Whether the blocks are computed anew in the backward pass, for less memory.
+        clear_cache_threshold: How many bytes of freed memory MLX may keep between steps.
+        mask_prompt: Whether only completions count.
+        seed: The seed of weights, dropout and order.
+        val_batches: How many batches an evaluation looks at; -1 for all.
+        test_batches: How many batches the test looks at; -1 for all.
+        steps_per_report, steps_per_eval, save_every: How many steps lie between two reports,
+            evaluations and saves.
+        adapter_path: The folder to write.
+        resume: Whether the run in ``adapter_path`` goes on from its last save.
+        resume_adapter_file: An adapter whose weights the run starts with, without its run.
+        report_to, project_name: Who is told of the losses, wandb or swanlab by mlx-lm, and under
+            which name.
+        hf_dataset, prompt_feature, completion_feature, text_feature, chat_feature: A Hugging Face
+            data set and the names of its columns, by mlx-lm's options.
+        trust_remote_code: Whether a checkpoint's own code may run.
     """
 
     data: str | None = None

@@ -28,7 +28,8 @@ class TrainingState:
     Attributes:
         step: The number of steps that were done.
         trained_tokens: The number of targets that counted in them.
-        course: `Options.course` of the run, and a digest of its examples.
+        course: What the losses of the run depend on: `Options.course`, and a digest of its
+            examples.
         arrays: Arrays whose names begin with adapter, optimizer, random or carried.
     """
 
@@ -42,7 +43,7 @@ class TrainingState:
 
         Args:
             model: prepared as the run's was.
-            optimizer: of the run's kind.
+            optimizer: an optimizer of the kind that the run has.
 
         Raises:
             ValueError: if the run tuned something else.

@@ -25,7 +25,6 @@ class Segments:
         batch, resets = reset_positions.shape
         positions = mx.stop_gradient(reset_positions).astype(mx.int32)
         self.chunks = -(-length // chunk) + resets
-        self._chunk = chunk
         first = mx.concatenate([mx.zeros((batch, 1), mx.int32), positions], axis=1)
         first = mx.clip(first, 0, length)
         after = mx.concatenate([first[:, 1:], mx.full((batch, 1), length, mx.int32)], axis=1)

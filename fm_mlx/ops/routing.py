@@ -15,9 +15,9 @@ class SparseRouting(NamedTuple):
     """The k active rows of each token.
 
     Attributes:
-        indices: (..., k) int32, the rows in rising order.
-        theta: (..., k) float32, their write weights.
-        phi: (..., k) float32, their merge weights.
+        indices: The active rows in rising order, (..., k) int32.
+        theta: Their write weights, (..., k) float32.
+        phi: Their merge weights, (..., k) float32.
     """
 
     indices: mx.array
@@ -29,8 +29,8 @@ class DenseRouting(NamedTuple):
     """The weights of all m rows for each token; those of rows that are not active are 0.
 
     Attributes:
-        theta: (..., m) float32, the write weights.
-        phi: (..., m) float32, the merge weights.
+        theta: The write weights, (..., m) float32.
+        phi: The merge weights, (..., m) float32.
     """
 
     theta: mx.array

@@ -82,7 +82,7 @@ def buffered_memory_step(
     what this step changes is given back for later. That leaves one buffer with one reader.
 
     Args:
-        writes: of earlier steps, in order, as `written` takes them.
+        writes: the writes of earlier steps, in order, as `written` takes them.
         indices, theta, phi, values, state, mask, eps: as in `sparse_memory_step`.
 
     Returns:

@@ -14,9 +14,9 @@ class Chip:
     """A chip.
 
     Attributes:
-        name: as ``--chip`` takes it.
-        bandwidth: of its memory, GB/s.
-        teraflops: float32 operations, TFLOP/s; None if not known here.
+        name: The name that ``--chip`` takes.
+        bandwidth: The bandwidth of its memory in GB/s.
+        teraflops: Its float32 operations in TFLOP/s; None if they are not known here.
     """
 
     name: str

@@ -32,8 +32,9 @@ class UpdateCost:
     """Of a decoded token, in seconds.
 
     Attributes:
-        step: all of it.
-        update: what the memory's update takes in each layer, beyond routing and projections.
+        step: The time of the whole token.
+        update: The part of it that the memory's update takes in each layer, beyond routing and
+            projections.
     """
 
     step: float

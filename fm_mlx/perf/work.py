@@ -13,7 +13,7 @@ def update_work(args: ModelArgs, batch: int, *, sparse: bool) -> Cost:
     """One token of every sequence of a batch.
 
     Args:
-        args: of the model.
+        args: the model.
         batch: sequences.
         sparse: the k active rows; otherwise all m rows are read and written.
     """

@@ -52,7 +52,7 @@ def host_array(array: mx.array, *, row_contiguous: bool) -> HostArray:
     """The elements of an MLX array.
 
     Args:
-        array: of any dtype but complex.
+        array: an array of any dtype but complex.
         row_contiguous: whether to lay it out by rows; otherwise it keeps its strides.
     """
     numbers = _numbers(array)

@@ -125,10 +125,10 @@ class Library:
     """A compiled kernel.
 
     Attributes:
-        path: of the shared library.
-        threadgroup: its threadgroup variables.
-        constants: its variables in the constant address space.
-        rejected: (file, line, message) of what Apple's compiler does not take.
+        path: Where the shared library is.
+        threadgroup: The threadgroup variables of the kernel.
+        constants: Its variables in the constant address space.
+        rejected: What Apple's compiler does not take: file, line and message of each place.
     """
 
     path: Path
@@ -160,9 +160,9 @@ def kernel_library(text: str, name: str, *, fast_math: bool) -> Library:
     """A translated kernel as a shared library, from the cache if it was compiled before.
 
     Args:
-        text: of `translate.translate`.
-        name: of the kernel, for messages.
-        fast_math: as MLX's math mode "fast".
+        text: what `translate.translate` made of it.
+        name: the name of the kernel, for messages.
+        fast_math: compile as in MLX's math mode "fast".
 
     Raises:
         CompileError: with the compiler's messages.

@@ -25,7 +25,7 @@ def cached(name: str, build: Callable[[Path], None], sidecar: str = "") -> Path:
     """A file of the cache; if it is not there, built under another name and then moved.
 
     Args:
-        name: of the file, with a digest of all that goes into it.
+        name: the name of the file, with a digest of all that goes into it.
         build: writes the file to the path it is given.
         sidecar: suffix of a second file that `build` writes beside the first.
     """

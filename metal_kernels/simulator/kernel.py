@@ -67,8 +67,8 @@ def options(**changes: Any) -> Iterator[None]:
     Args:
         order: "forward" (default), "reverse" or "random": of the threadgroups, the
             SIMD-groups of each and their lanes between two synchronisations.
-        seed: of the random order.
-        reduce_order: of simd_sum and its like: "ascending" (default) or "descending"
+        seed: the seed of the random order.
+        reduce_order: the order of simd_sum and its like: "ascending" (default) or "descending"
             butterfly, or "sequential".
         fatal: kinds of findings that raise `SimulationError`; FATAL by default, () for none.
         yield_at_memory: in random order, switch threads at loads and stores as well.
@@ -108,8 +108,8 @@ class Kernel:
     """A kernel as `metal_kernel` gives it.
 
     Attributes:
-        definition: the arguments of `metal_kernel`.
-        report: of the last launch; None before the first one.
+        definition: The arguments of `metal_kernel`.
+        report: The report of the last launch; None before the first one.
     """
 
     def __init__(self, **definition: Any):

@@ -135,12 +135,12 @@ class Memory:
     """Bytes of a buffer, between redzones.
 
     Attributes:
-        name: of the parameter.
-        kind: "input" or "output".
-        item_size: bytes of an element, the grain of races and traffic.
-        bytes: the memory, as an array of uint8.
-        address: of its first byte.
-        initialised: whether it may be read before the kernel writes it.
+        name: The name of the parameter.
+        kind: Either "input" or "output".
+        item_size: The bytes of an element, which is the grain of races and traffic.
+        bytes: The memory as an array of uint8.
+        address: The address of its first byte.
+        initialised: Whether it may be read before the kernel writes it.
     """
 
     name: str
@@ -202,8 +202,8 @@ def run(
     """Run one launch of a compiled kernel.
 
     Args:
-        name: of the kernel, for the report.
-        library: of the kernel.
+        name: the name of the kernel, for the report.
+        library: the compiled kernel.
         memories: what its buffer parameters point to, in order.
         grid, threadgroup: three numbers each.
         config: fields of msl_config.

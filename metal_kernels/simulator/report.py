@@ -11,17 +11,17 @@ class Finding:
     """Something that is wrong, or worth knowing.
 
     Attributes:
-        kind: one of `simulator.KINDS`.
-        message: in words.
-        file: "source", "header", or the name of a Metal header.
-        line, column: where in the file; counted from 1, 0 if unknown.
-        buffer: the buffer or threadgroup variable, "" if none.
-        offset: bytes into it.
-        thread: index in its threadgroup; None if none is at fault.
-        threadgroup: position in the grid.
-        other_thread: the one it conflicts with, in its own threadgroup.
-        other_line: where that one's access stands; 0 if none.
-        count: how often.
+        kind: What it is, one of `simulator.KINDS`.
+        message: What it is, in words.
+        file: Where it is: "source", "header", or the name of a Metal header.
+        line, column: Where it is in the file, counted from 1; 0 if that is not known.
+        buffer: The buffer or threadgroup variable that it is about; empty if there is none.
+        offset: How many bytes into the buffer it is.
+        thread: The index of the thread in its threadgroup; None if none is at fault.
+        threadgroup: The position of the threadgroup in the grid.
+        other_thread: The thread that it conflicts with, by its index in its own threadgroup.
+        other_line: The line of that thread's access; 0 if there is none.
+        count: How often it happened.
     """
 
     kind: str
@@ -58,12 +58,13 @@ class Traffic:
     """Loads, or stores, of a buffer.
 
     Attributes:
-        count: accesses by single lanes.
-        bytes: what the lanes asked for.
-        sector_bytes: 32-byte sectors, once per SIMD-group between two synchronisations:
-            how well neighbouring lanes share a transaction.
-        threadgroup_bytes: distinct bytes, once per threadgroup: a perfect cache in each.
-        unique_bytes: distinct bytes of the whole launch: the least possible.
+        count: How many accesses single lanes made.
+        bytes: How many bytes the lanes asked for.
+        sector_bytes: The bytes of 32-byte sectors, counted once per SIMD-group between two
+            synchronisations: how well neighbouring lanes share a transaction.
+        threadgroup_bytes: Distinct bytes, counted once per threadgroup: as with a perfect cache in
+            each.
+        unique_bytes: Distinct bytes of the whole launch: the least possible.
     """
 
     count: int = 0
@@ -89,14 +90,14 @@ class Report:
     """What the last launch of a kernel did.
 
     Attributes:
-        name: of the kernel.
-        findings: in the order in which they came up, one per kind and place.
-        buffers: by name, those of the signature and the threadgroup variables.
-        threads, threadgroups: how many ran.
-        barriers: threadgroup barriers, once per threadgroup.
-        simd_operations: SIMD-group functions, once per lane.
-        atomics: atomic operations.
-        threadgroup_memory: bytes per threadgroup.
+        name: The name of the kernel.
+        findings: What was found, in the order in which it came up, once per kind and place.
+        buffers: The buffers of the signature and the threadgroup variables, by name.
+        threads, threadgroups: How many of them ran.
+        barriers: How many threadgroup barriers were passed, counted once per threadgroup.
+        simd_operations: How many SIMD-group functions were called, counted once per lane.
+        atomics: How many atomic operations were made.
+        threadgroup_memory: The bytes of threadgroup memory of a threadgroup.
     """
 
     name: str

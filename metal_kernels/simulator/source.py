@@ -25,9 +25,9 @@ class Parameter:
     """A parameter of a kernel function.
 
     Attributes:
-        name: of the parameter.
-        type: as declared, with its address space, pointer or reference.
-        attribute: "buffer", or the thread attribute it takes.
+        name: The name of the parameter.
+        type: Its type as declared, with its address space, pointer or reference.
+        attribute: Either "buffer", or the thread attribute that it takes.
     """
 
     name: str
@@ -44,12 +44,12 @@ class KernelSource:
     """A whole Metal source in the parts that are compiled, around its kernel function.
 
     Attributes:
-        name: of the kernel function.
-        header: what stands before it.
-        signature: up to and with the brace that opens its body.
-        body: up to and with the brace that closes it.
-        template: its template arguments with their brackets, or "".
-        parameters: in order.
+        name: The name of the kernel function.
+        header: What stands before the function.
+        signature: The text up to and with the brace that opens its body.
+        body: The text up to and with the brace that closes it.
+        template: Its template arguments with their brackets; empty if there are none.
+        parameters: Its parameters in order.
     """
 
     name: str

@@ -25,10 +25,10 @@ class Token:
     """A piece of source text.
 
     Attributes:
-        kind: "name", "number", "string" or "punctuation".
-        text: as it stands in the source.
-        start: offset of its first character.
-        line: counted from 1.
+        kind: What it is: "name", "number", "string" or "punctuation".
+        text: How it stands in the source.
+        start: The offset of its first character.
+        line: The number of its line, counted from 1.
     """
 
     kind: str

@@ -330,12 +330,15 @@ class TestKeyMaps:
             ),
             ({"concat": [{"match": ["w_in", "w_out"], "into": "both"}]}, "their columns differ"),
             ({}, "missing: model.embed_tokens.weight"),
+            ({"rename": [["^blokcs", "model"]]}, "rename 1 of PATH: '^blokcs' matches no name"),
+            ({"transpose": ["a", "^A"]}, "transpose 2 of PATH: '^A' matches no name"),
+            ({"ignore": ["a", "^A"]}, "ignore 2 of PATH: '^A' matches no name"),
         ],
     )
     def test_what_does_not_fit(self, source, convert, tmp_path, content, said):
         path = tmp_path / "map.json"
         path.write_text(json.dumps(content))
-        refused(convert(source(), *UNSEEN, "--key-map", path), said)
+        refused(convert(source(), *UNSEEN, "--key-map", path), said.replace("PATH", str(path)))
 
 
 def test_a_killed_run_leaves_nothing_that_loads_half(tmp_path):

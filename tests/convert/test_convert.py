@@ -311,6 +311,7 @@ class TestNames:
                 ["^tok$", "model.embed_tokens.weight"],
                 ["^final$", "model.norm.weight"],
                 ["^logits$", "lm_head.weight"],
+                ["^lm_head$", "lm_head.bias"],
             ],
             "split": split,
         }
@@ -318,6 +319,9 @@ class TestNames:
         path.write_text(json.dumps(key_map) if suffix == "json" else as_toml(key_map))
         result = convert(source(odd), "--key-map", path)
         agrees(*result)
+        assert [line for line in result[1].splitlines() if "matches no name" in line] == [
+            f"  rename 8 of {path}: '^lm_head$' matches no name"
+        ]
         same_weights(result[-1], trained)
 
     def test_concat(self, trained, source, convert, tmp_path):

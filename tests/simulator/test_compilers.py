@@ -11,7 +11,7 @@ import pytest
 from launches import INDEX, X, launch
 
 from fm_mlx.metal_kernels import simulator
-from fm_mlx.metal_kernels.simulator import compiler, disk_cache
+from fm_mlx.metal_kernels.simulator import compiler, disk_cache, native
 
 SHARED = (
     "threadgroup float s[64]; " + INDEX + "s[i] = simd_sum(x[i]) + float2(1, 2).y;"
@@ -148,3 +148,12 @@ def test_fast_math_is_a_choice():
     assert not mx.array_equal(o, X[:64])
     o, _ = launch(source, make={"compile_options": {"math_mode": "fast"}})
     assert mx.array_equal(o, X[:64])
+
+
+def test_structures_are_those_of_the_library(monkeypatch):
+    """What Python mirrors of runtime/launch.h is held against it when the library is loaded."""
+    library = native._runtime()
+    native._check_layout(library)
+    monkeypatch.setattr(native, "KINDS", (*native.KINDS, "another"))
+    with pytest.raises(ImportError, match=r"launch\.h declares .*; native\.py mirrors"):
+        native._check_layout(library)

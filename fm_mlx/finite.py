@@ -1,4 +1,4 @@
-"""Numbers that are none: where a model first computes NaN or infinity.
+"""Where a model first computes NaN or infinity.
 
 A recurrent state that is once NaN stays NaN, and every sampler makes some text of NaN logits.
 So whoever generates or measures asks here before it believes the logits.

@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     from fm_mlx.generation import generate, stream_generate
     from fm_mlx.layer import FactorizationMemory
     from fm_mlx.loading import load
+    from fm_mlx.memory import Memory, remember
     from fm_mlx.model import Model, ModelArgs
 
 __all__ = [
     "FactorizationMemory",
+    "Memory",
     "Model",
     "ModelArgs",
     "generate",
     "load",
     "ops",
+    "remember",
     "stream_generate",
 ]
 
@@ -37,10 +40,12 @@ except PackageNotFoundError:  # a checkout that is not installed
 
 _HOME = {
     "FactorizationMemory": "fm_mlx.layer",
+    "Memory": "fm_mlx.memory",
     "Model": "fm_mlx.model",
     "ModelArgs": "fm_mlx.model",
     "generate": "fm_mlx.generation",
     "load": "fm_mlx.loading",
+    "remember": "fm_mlx.memory",
     "stream_generate": "fm_mlx.generation",
 }
 

@@ -34,6 +34,33 @@ _ENTRIES = 6
 _LARGEST_DENSE = 40_000
 
 
+class WatchedCache(ArraysCache):
+    """A cache of one state that also sums up how much its rows keep of what they held.
+
+    A token that writes with the rate theta keeps 1 - theta of a row; the logarithm of what is
+    kept over many tokens is the sum of theirs.
+    """
+
+    # what is kept where a row is overwritten: no weight of a sum in float32, and its logarithm
+    # is finite
+    _LEAST_KEPT = 1e-30
+
+    def __init__(self):
+        super().__init__(size=1)
+        self._log_kept: mx.array | None = None
+
+    def watch(self, theta: mx.array) -> None:
+        """Count tokens whose rows are written with the rates theta (1, T, m)."""
+        kept = mx.log(mx.maximum(1 - theta, self._LEAST_KEPT)).sum(axis=(0, 1))
+        self._log_kept = kept if self._log_kept is None else self._log_kept + kept
+
+    def take_log_kept(self) -> mx.array:
+        """Sum of log(1 - theta) over the tokens since the last call, (m,) float32."""
+        kept, self._log_kept = self._log_kept, None
+        assert kept is not None  # a token was read
+        return kept
+
+
 def cache_entries(num_rows: int, num_active: int, width: int) -> int:
     """Entries of a layer's cache for a memory of m rows of d numbers, k of them active."""
     pays = num_active < num_rows and num_rows * width > _LARGEST_DENSE

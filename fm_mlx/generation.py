@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TextIO, cast
 
 import mlx.core as mx
@@ -15,10 +15,11 @@ from mlx_lm.generate import stream_generate as stream_generate_of_tokens
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from fm_mlx.finite import check_states, logits_are_not_finite
-
-# Characters that are tokenized at a time.
-_BLOCK = 16384
+from fm_mlx.finite import logits_are_not_finite
+from fm_mlx.memory import Memory
+from fm_mlx.model import Model
+from fm_mlx.prefill import prefill
+from fm_mlx.text import encode_pieces, pieces_of_text, wants_special_tokens
 
 Progress = Callable[[int, int | None], None]
 
@@ -30,6 +31,7 @@ def stream_generate(
     max_tokens: int = 256,
     *,
     prompt_cache: list[Any] | None = None,
+    memory: Memory | None = None,
     prefill_step_size: int = 2048,
     prompt_progress_callback: Progress | None = None,
     add_special_tokens: bool | None = None,
@@ -47,6 +49,7 @@ def stream_generate(
         prompt: text, token ids, pieces of text or an open text file.
         max_tokens: number of tokens to generate; -1: until the model ends the text.
         prompt_cache: the state to go on from, one cache per layer; updated in place.
+        memory: what was read before the prompt; it stays as it is.
         prefill_step_size: number of prompt tokens that are read at a time.
         prompt_progress_callback: called with the number of prompt tokens read and their total;
             the total is None as long as the end of a prompt in pieces has not been seen.
@@ -57,7 +60,8 @@ def stream_generate(
             tokens at most.
 
     Raises:
-        ValueError: the prompt is empty, or ``max_tokens`` is 0.
+        ValueError: the prompt is empty, ``max_tokens`` is 0, there are both a memory and a
+            prompt_cache, or another model read the memory.
         NotFiniteError: the model computes NaN; names the first layer that does.
     """
     if max_tokens == 0:
@@ -65,10 +69,16 @@ def stream_generate(
     if not isinstance(tokenizer, TokenizerWrapper):
         tokenizer = TokenizerWrapper(tokenizer)
     progress = prompt_progress_callback or (lambda read, total: None)
+    if memory is not None:
+        if prompt_cache is not None:
+            raise ValueError("there are a memory and a prompt_cache; allowed is one of them")
+        prompt_cache = memory.prompt_cache(cast(Model, model), tokenizer)
+        if memory.tokens_seen and add_special_tokens is None:
+            add_special_tokens = False  # the text began with the memory
     if prompt_cache is None:
         prompt_cache = make_prompt_cache(model)
 
-    pieces = _pieces_of_text(prompt)
+    pieces = pieces_of_text(prompt)
     started = time.perf_counter()
     read = 0
     if pieces is not None:
@@ -77,7 +87,7 @@ def stream_generate(
             model, token_lists, prompt_cache, prefill_step_size, progress
         )
     elif isinstance(prompt, str):
-        special = _wants_special_tokens(tokenizer, prompt, add_special_tokens)
+        special = wants_special_tokens(tokenizer, prompt, add_special_tokens)
         tokens = tokenizer.encode(prompt, add_special_tokens=special)
     else:
         tokens = cast(Any, prompt)
@@ -151,134 +161,6 @@ def summary(response: GenerationResponse) -> list[str]:
     ]
 
 
-def encode_pieces(
-    tokenizer: Any, texts: Iterable[str], add_special_tokens: bool | None = None
-) -> Iterator[list[int]]:
-    """Token ids of a text that comes in pieces, block by block.
-
-    However the text is cut into pieces, the ids are those of the whole text: it is tokenized in
-    blocks that end between two words or lines, where tokenizers split text anyway. Only if
-    16,384 characters have no such place they are cut elsewhere, before whitespace if there is
-    any; that may change the tokens at the cut.
-
-    Args:
-        tokenizer: a tokenizer from `load`, or one of transformers.
-        texts: the text, in pieces of any length.
-        add_special_tokens: as for `stream_generate`.
-
-    Yields:
-        Token ids, never an empty list.
-    """
-    prefixing = _is_prefixing(tokenizer)
-    after: list[int] = []
-    for count, block in enumerate(_blocks(texts)):
-        if count == 0:
-            ids = tokenizer.encode(block, add_special_tokens=False)
-            if _wants_special_tokens(tokenizer, block, add_special_tokens):
-                before, after = _special_tokens(tokenizer)
-                ids = before + ids
-        else:
-            ids = _encode_inside(tokenizer, block, prefixing)
-        if ids:
-            yield ids
-    if after:
-        yield after
-
-
-def _wants_special_tokens(tokenizer: Any, text: str, wanted: bool | None) -> bool:
-    if wanted is not None:
-        return wanted
-    first = tokenizer.bos_token
-    return first is None or not text.startswith(first)
-
-
-def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The ids a tokenizer puts before and after a text."""
-    ids = tokenizer.encode("a", add_special_tokens=False)
-    marked = tokenizer.encode("a", add_special_tokens=True)
-    for n in range(len(marked) - len(ids) + 1):
-        if marked[n : n + len(ids)] == ids:
-            return marked[:n], marked[n + len(ids) :]
-    return [], []
-
-
-def _is_prefixing(tokenizer: Any) -> bool:
-    """Whether the tokenizer puts a space before every text it is given, as Llama 2's does."""
-    first, second, both = (
-        tokenizer.encode(text, add_special_tokens=False) for text in ("a", " a", "a a")
-    )
-    return first + second != both
-
-
-def _encode_inside(tokenizer: Any, block: str, prefixing: bool) -> list[int]:
-    """Ids of a block that is not the first."""
-    if prefixing:
-        # a word in front takes the space that does not belong here; its tokens are dropped
-        lead = "a" if block[0].isspace() else "a\n"
-        drop = tokenizer.encode(lead, add_special_tokens=False)
-        ids = tokenizer.encode(lead + block, add_special_tokens=False)
-        if ids[: len(drop)] == drop:
-            return ids[len(drop) :]
-    return tokenizer.encode(block, add_special_tokens=False)
-
-
-def _blocks(texts: Iterable[str], size: int | None = None) -> Iterator[str]:
-    """Re-cut a text into blocks of at most ``size`` characters, whatever its pieces were."""
-    size = size or _BLOCK
-    waiting: list[str] = []
-    length = 0
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"a piece of the prompt is a {type(text).__name__}; allowed is str")
-        waiting.append(text)
-        length += len(text)
-        if length <= size + 1:
-            continue
-        text = "".join(waiting)
-        start = 0
-        while len(text) - start > size + 1:  # one more than a block: the cut looks ahead
-            cut = _cut(text, start, start + size)
-            yield text[start:cut]
-            start = cut
-        waiting, length = [text[start:]], len(text) - start
-    text = "".join(waiting)
-    if len(text) > size:
-        cut = _cut(text, 0, size)
-        yield text[:cut]
-        text = text[cut:]
-    if text:
-        yield text
-
-
-def _cut(text: str, start: int, stop: int) -> int:
-    """The last place in text[start : stop + 1] to cut at; at or before ``stop``.
-
-    Tokenizers split text before the space between two words and after a line break in front of
-    a word. They do not all do so at other whitespace: some join punctuation and line breaks.
-    """
-    spare = stop
-    for place in range(stop, start, -1):
-        before, after, next_after = text[place - 1], text[place], text[place + 1 : place + 2]
-        if before == "\n" and after.isalpha():
-            return place
-        if before.isalnum() and after == " " and next_after.isalpha():
-            return place
-        if spare == stop and after.isspace() and not before.isspace():
-            spare = place
-    return spare
-
-
-def _pieces_of_text(prompt: Any) -> Iterable[str] | None:
-    """The pieces of a prompt in pieces; None for text and for token ids."""
-    if isinstance(prompt, (str, mx.array)):
-        return None
-    if hasattr(prompt, "read"):
-        return iter(lambda: prompt.read(_BLOCK), "")
-    if isinstance(prompt, Iterator) or not isinstance(prompt, Sequence):
-        return None if hasattr(prompt, "shape") else prompt
-    return prompt if len(prompt) and isinstance(prompt[0], str) else None
-
-
 def _read_all_but_last(
     model: nn.Module,
     token_lists: Iterable[list[int]],
@@ -300,13 +182,10 @@ def _read_all_but_last(
             waiting += tokens
             start = 0
             while len(waiting) - start > size:
-                model(mx.array(waiting[start : start + size])[None], cache=cache)
-                # only the state is evaluated: the logits of a prompt are never computed
-                mx.eval([entry.state for entry in cache])
-                mx.clear_cache()
-                start += size
                 read += size
-                check_states(model, cache, f"reading stopped within the first {read:,} tokens")
+                where = f"reading stopped within the first {read:,} tokens"
+                prefill(model, waiting[start : start + size], cache, where)
+                start += size
                 progress(read, None)
             waiting = waiting[start:]
     return waiting, read

@@ -120,6 +120,8 @@ class FactorizationMemory(nn.Module):
 
     def _on_all_rows(self, routing, values, mask, cache, initial_state, reset_positions):
         theta, phi = routing
+        if isinstance(cache, caches.WatchedCache):
+            cache.watch(theta)
         state = None if cache is None else caches.state_of(cache)
         if state is None:
             state = initial_state

@@ -18,8 +18,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 import fm_mlx
-from fm_mlx import generation
-from fm_mlx.generation import encode_pieces
+from fm_mlx import text as text_module
+from fm_mlx.text import encode_pieces
 
 # The split of GPT-4's tokenizer: punctuation takes the line breaks after it.
 GPT4_SPLIT = (
@@ -83,7 +83,7 @@ def any_tokenizer(request, loaded):
 
 @pytest.mark.parametrize("block", [300, 1000])
 def test_pieces_are_tokenized_like_the_whole(any_tokenizer, monkeypatch, block):
-    monkeypatch.setattr(generation, "_BLOCK", block)
+    monkeypatch.setattr(text_module, "BLOCK", block)
     for seed in range(12):
         text = some_text(random.Random(seed).randrange(1, 3000), seed)
         whole = any_tokenizer.encode(text)
@@ -93,7 +93,7 @@ def test_pieces_are_tokenized_like_the_whole(any_tokenizer, monkeypatch, block):
 
 
 def test_lines_without_spaces_are_tokenized_like_the_whole(any_tokenizer, monkeypatch):
-    monkeypatch.setattr(generation, "_BLOCK", 100)
+    monkeypatch.setattr(text_module, "BLOCK", 100)
     text = "\n".join(some_text(3000).split())
     pieces = list(encode_pieces(any_tokenizer, [text]))
     assert len(pieces) > 20
@@ -103,9 +103,9 @@ def test_lines_without_spaces_are_tokenized_like_the_whole(any_tokenizer, monkey
 def test_blocks_do_not_depend_on_the_pieces():
     for seed in range(20):
         text = some_text(2000, seed)
-        whole = list(generation._blocks([text], 100))
-        assert list(generation._blocks(cut_anywhere(text, seed), 100)) == whole
-        assert list(generation._blocks(text, 100)) == whole  # character by character
+        whole = list(text_module.blocks_of([text], 100))
+        assert list(text_module.blocks_of(cut_anywhere(text, seed), 100)) == whole
+        assert list(text_module.blocks_of(text, 100)) == whole  # character by character
         assert "".join(whole) == text
         assert max(map(len, whole)) <= 100
 
@@ -121,7 +121,7 @@ def test_text_without_whitespace_is_cut_all_the_same(loaded):
 
 def test_special_tokens_stand_only_around_the_text(monkeypatch):
     tokenizer = prefixing_tokenizer()
-    monkeypatch.setattr(generation, "_BLOCK", 200)
+    monkeypatch.setattr(text_module, "BLOCK", 200)
     text = some_text(1000)
 
     def ids(**options):

@@ -25,7 +25,9 @@ FLOORS = [
     ["ops"],
     ["layer", "cache", "initial_memory", "precision"],
     ["model", "weights", "registry"],
-    ["loading", "generation", "chat", "finite"],
+    ["loading", "text", "chat", "finite"],
+    ["prefill", "memory"],
+    ["generation"],
     ["lora", "convert", "perf", "serving"],
     ["commands"],
 ]

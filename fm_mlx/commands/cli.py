@@ -19,6 +19,7 @@ from fm_mlx.support.allocator import keep_freed_memory
 # `run(args) -> int`.
 COMMANDS = {
     "generate": "go on writing from a prompt of any length",
+    "memory": "read texts into memories that are kept, and rewind them",
     "lora": "tune a model on your own text",
     "fuse": "put an adapter into its model's weights",
     "convert": "turn PyTorch weights into a model for MLX, and compare",

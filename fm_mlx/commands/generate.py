@@ -65,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ignore-chat-template", action="store_true", help="use the prompt as it stands"
     )
-    parser.add_argument("--prompt-cache-file", help="saved state to go on from")
+    state = parser.add_mutually_exclusive_group()
+    state.add_argument("--memory", metavar="FILE", help="memory to go on from (fm-mlx memory)")
+    state.add_argument("--prompt-cache-file", help="saved state to go on from")
     parser.add_argument(
         "--verbose",
         type=lambda text: text.lower() not in ("false", "f"),
@@ -90,9 +92,11 @@ def _generate(args: argparse.Namespace, text: str | FileText) -> int:
 
     from fm_mlx.generation import stream_generate, summary
     from fm_mlx.loading import check_state, load, load_state
+    from fm_mlx.memory import load as load_memory
 
     if args.seed is not None:
         mx.random.seed(args.seed)
+    memory = None if args.memory is None else load_memory(args.memory)
     source, cache, tokenizer_config = args.model, None, {}
     if args.prompt_cache_file is not None:
         cache, metadata = load_state(args.prompt_cache_file)
@@ -127,9 +131,10 @@ def _generate(args: argparse.Namespace, text: str | FileText) -> int:
         prompt,
         args.max_tokens,
         prompt_cache=cache,
+        memory=memory,
         prefill_step_size=args.prefill_step_size,
         prompt_progress_callback=progress,
-        add_special_tokens=not templated,
+        add_special_tokens=not templated and memory is None,
         sampler=make_sampler(
             args.temp,
             args.top_p,

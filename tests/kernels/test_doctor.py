@@ -13,6 +13,7 @@ from functools import partial
 import doctor_children
 import mlx.core as mx
 import pytest
+from signals import hear_interrupts
 
 from fm_mlx import ops
 from fm_mlx.commands import cli
@@ -188,6 +189,7 @@ def test_an_interrupt_changes_no_verdict(noted, tmp_path):
     }
     process = subprocess.Popen(
         [sys.executable, script], env=environment, start_new_session=True,
+        preexec_fn=hear_interrupts,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout.readline().startswith("fm-mlx")

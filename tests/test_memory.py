@@ -1,0 +1,333 @@
+"""Memories: exact to continue, to save and to rewind; of one model; whole or refused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import struct
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.tuner.utils import linear_to_lora_layers
+from safetensors.numpy import save_file
+from transformers import PreTrainedTokenizerFast
+
+import fm_mlx
+from fm_mlx import memory as memories
+from fm_mlx.memory import Memory, read, remember, rewind
+from fm_mlx.memory.memory import Snapshot, Text, thinned
+
+WORDS = "In the beginning God created the heaven and the earth. And the earth was without form\n"
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return fm_mlx.load()
+
+
+@pytest.fixture(scope="module")
+def book() -> str:
+    return "".join(f"{i} {WORDS}" for i in range(1000))
+
+
+@pytest.fixture(scope="module")
+def whole(loaded, book) -> Memory:
+    return remember(*loaded, book, name="book")
+
+
+def same(a: Memory, b: Memory) -> bool:
+    """Bit for bit, but for the time of reading."""
+
+    def plain(memory):
+        return [replace(text, read_at="") for text in memory.texts]
+
+    def numbers(one):
+        return np.array(one.state).tobytes() + one.log_kept.tobytes()
+
+    places = [[s.tokens for s in memory.snapshots] for memory in (a, b)]
+    pairs = zip(a.snapshots, b.snapshots, strict=True)
+    return (
+        numbers(a) == numbers(b)
+        and plain(a) == plain(b)
+        and places[0] == places[1]
+        and all(numbers(x) == numbers(y) for x, y in pairs)
+    )
+
+
+class TestReading:
+    def test_the_state_is_that_of_a_prompt(self, loaded, book, whole):
+        model, tokenizer = loaded
+        ids = tokenizer.encode(book)
+        cache = model.make_cache()
+        for start in range(0, len(ids), 2048):
+            model(mx.array(ids[start : start + 2048])[None], cache=cache)
+        assert whole.tokens_seen == len(ids)
+        states = mx.concatenate([fm_mlx.cache.state_of(layer) for layer in cache])
+        assert mx.array_equal(whole.state, states)
+
+    def test_what_was_read_is_known(self, book, whole):
+        (text,) = whole.texts
+        assert (text.name, text.bytes, text.beyond, text.complete) == (
+            "book",
+            len(book.encode()),
+            0,
+            True,
+        )
+        assert text.sha256 == hashlib.sha256(book.encode()).hexdigest()
+
+    @pytest.mark.parametrize("kind", ["file", "path", "pieces"])
+    def test_any_source(self, loaded, book, whole, tmp_path, kind):
+        path = tmp_path / "book"
+        path.write_text(book)
+        sources = {
+            "file": io.StringIO(book),
+            "path": path,
+            "pieces": (book[i : i + 777] for i in range(0, len(book), 777)),
+        }
+        assert same(remember(*loaded, sources[kind], name="book"), whole)
+
+    @pytest.mark.parametrize("steps", [1, 2, 5, 9])
+    def test_goes_on_where_it_was_left(self, loaded, book, whole, tmp_path, steps):
+        memory = Memory.empty(*loaded)
+        reading = read(memory, *loaded, book, name="book")
+        for _ in range(steps):
+            next(reading)
+        assert memory.tokens_seen == 2048 * steps
+        memories.save(memory, tmp_path / "part")
+        memory = memories.load(tmp_path / "part")
+        for _ in read(memory, *loaded, book, name="book"):
+            pass
+        assert same(memory, whole)
+
+    def test_another_text_is_not_gone_on_with(self, loaded, book):
+        memory = Memory.empty(*loaded)
+        reading = read(memory, *loaded, book, name="book")
+        for _ in range(6):  # past the first place where the text is cut
+            next(reading)
+        with pytest.raises(ValueError, match="this is not the text book that was read"):
+            next(read(memory, *loaded, "x" + book))
+
+    def test_texts_one_after_the_other(self, loaded, book):
+        together = Memory.empty(*loaded)
+        for text in ("First.", book[:9000], "Last."):
+            together = remember(*loaded, text, together)
+        again = remember(*loaded, "First.")
+        kept = np.array(again.state)
+        branch = remember(*loaded, "Last.", remember(*loaded, book[:9000], again))
+        assert same(together, branch)
+        assert [text.tokens for text in again.texts] == [again.tokens_seen]
+        assert np.array_equal(kept, np.array(again.state))
+
+    @pytest.mark.parametrize("empty", ["", [], io.StringIO("")])
+    def test_empty(self, loaded, empty):
+        with pytest.raises(ValueError, match="text has no text"):
+            remember(*loaded, empty)
+
+    def test_what_rows_keep(self, loaded, book, whole):
+        """exp(log_kept) is what the recurrence keeps of the state before the first token."""
+        model, tokenizer = loaded
+        short = remember(*loaded, "A few words.")
+        theta = []
+        for layer in model.layers:
+            route = layer.memory.route
+
+            def kept(x, cache=None, route=route):
+                routing = route(x, cache)
+                theta.append(np.array(routing.theta, np.float64)[0])
+                return routing
+
+            layer.memory.route = kept
+        try:
+            model(mx.array(tokenizer.encode("A few words."))[None])
+        finally:
+            for layer in model.layers:
+                del layer.memory.route
+        expected = np.array([np.prod(1 - x, axis=0) for x in theta])
+        np.testing.assert_allclose(np.exp(short.log_kept), expected, rtol=1e-5)
+
+
+class TestRewind:
+    def test_to_a_snapshot(self, loaded, book, whole):
+        for snapshot in whole.snapshots:
+            back = rewind(whole, *loaded, snapshot.tokens)
+            assert back.tokens_seen == snapshot.tokens
+            assert mx.array_equal(back.state, snapshot.state)
+
+    def test_to_any_token(self, loaded, book, whole, tmp_path):
+        model, tokenizer = loaded
+        ids = tokenizer.encode(book)
+        path = tmp_path / "book"
+        path.write_text(book)
+        for tokens in (1, 2047, 5000, len(ids) - 1):
+            back = rewind(whole, model, tokenizer, tokens, path)
+            assert back.tokens_seen == tokens
+            cache = model.make_cache()
+            for start in range(0, tokens, 2048):
+                model(mx.array(ids[start : min(tokens, start + 2048)])[None], cache=cache)
+            states = mx.concatenate([fm_mlx.cache.state_of(layer) for layer in cache])
+            assert mx.array_equal(back.state, states), tokens
+
+    def test_to_nothing(self, loaded, whole):
+        assert same(rewind(whole, *loaded, 0), Memory.empty(*loaded))
+
+    def test_in_a_later_text(self, loaded, book):
+        memory = remember(*loaded, book[:20000], remember(*loaded, "Before."))
+        tokens = memory.tokens_seen - 100
+        back = rewind(memory, *loaded, tokens, book[:20000])
+        assert back.tokens_seen == tokens
+        for _ in read(back, *loaded, book[:20000]):
+            pass
+        assert back.tokens_seen == memory.tokens_seen
+
+    def test_what_cannot_be(self, loaded, book, whole):
+        with pytest.raises(ValueError, match=r"cannot rewind to token -1; allowed are 0 to"):
+            rewind(whole, *loaded, -1)
+        with pytest.raises(ValueError, match=r"no source to read again; the nearest are after"):
+            rewind(whole, *loaded, 5000)
+        with pytest.raises(ValueError, match="this is not the text book that was read"):
+            rewind(whole, *loaded, 5000, book.replace("999", "998"))
+
+    def test_snapshots_are_few_and_close(self):
+        """About two for each doubling; any token costs at most half the distance, or a piece."""
+        text = Text("", "", 0, 0, 0, False, "")
+        state, log_kept = mx.zeros((1, 1, 1)), np.zeros((1, 1))
+        kept: list[Snapshot] = []
+        for n in range(1, 1001):
+            kept = thinned([*kept, Snapshot(state, log_kept, 1, text, n)])
+            places = [snapshot.tokens for snapshot in kept]
+            assert places[-1] == n
+            assert len(kept) <= 4 + 2 * np.log2(n) / np.log2(1.5)
+            gaps = zip([*places], [*places[1:]], strict=False)
+            assert all(b - a <= max(1, (n - b) / 2) for a, b in gaps), places
+
+
+class TestFiles:
+    @pytest.fixture
+    def path(self, whole, tmp_path):
+        path = tmp_path / "book.memory"
+        memories.save(whole, path)
+        return path
+
+    def test_to_the_bit(self, whole, path):
+        assert same(memories.load(path), whole)
+
+    def test_no_names_of_classes(self, path):
+        (size,) = struct.unpack("<Q", path.read_bytes()[:8])
+        header = path.read_bytes()[8 : 8 + size].decode()
+        assert not re.search(r"fm_mlx|Snapshot|__class|import", header)
+
+    def test_cut_short(self, path):
+        data = path.read_bytes()
+        for length in (0, 7, 100, len(data) // 2, len(data) - 1):
+            path.write_bytes(data[:length])
+            with pytest.raises(ValueError, match="not a whole safetensors file"):
+                memories.load(path)
+
+    def test_altered(self, path):
+        data = path.read_bytes()
+        places = np.random.default_rng(0).integers(8, len(data), 200)
+        for place in places:
+            changed = bytearray(data)
+            changed[place] ^= 1 << (place % 8)
+            path.write_bytes(changed)
+            with pytest.raises(ValueError):
+                memories.load(path)
+
+    def test_newer_and_other_files(self, path, tmp_path):
+        metadata = {"format": "fm-mlx memory", "version": "2"}
+        save_file({"state": np.zeros(3)}, path, metadata)
+        with pytest.raises(ValueError, match="is of version '2'; this is read: 1"):
+            memories.load(path)
+        save_file({"state": np.zeros(3)}, path)
+        with pytest.raises(ValueError, match="is no memory: its format is None"):
+            memories.load(path)
+        with pytest.raises(FileNotFoundError, match="no nowhere in"):
+            memories.load(tmp_path / "nowhere")
+
+    def test_texts_of_other_types(self, whole, path):
+        for wrong in ({"tokens": "3"}, {"bytes": -1}, {"complete": 1}, {"name": None}):
+            memories.save(replace(whole, texts=[replace(whole.texts[0], **wrong)]), path)
+            with pytest.raises(ValueError, match=f"cannot be used: {next(iter(wrong))} is"):
+                memories.load(path)
+
+    def test_states_of_other_shapes(self, whole, path):
+        memories.save(replace(whole, state=whole.state[:, 1:]), path)
+        with pytest.raises(ValueError, match="cannot be used: the shapes of its states differ"):
+            memories.load(path)
+
+    def test_a_description_that_fits_nothing(self, path):
+        for description in ("{}", "[]", "3", json.dumps({"identity": {}, "snapshots": []})):
+            digest = hashlib.sha256(description.encode()).hexdigest()
+            metadata = {"format": "fm-mlx memory", "version": "1", "sha256": digest}
+            save_file({}, path, metadata | {"description": description})
+            with pytest.raises(ValueError, match="cannot be used"):
+                memories.load(path)
+
+
+class TestIdentity:
+    @pytest.fixture
+    def model(self):
+        return fm_mlx.load()[0]
+
+    def test_weights(self, model, loaded, whole):
+        weight = tree_flatten(model.parameters())[-1][1]
+        model.update(tree_map(lambda x: x + 1e-3 if x is weight else x, model.parameters()))
+        with pytest.raises(ValueError, match=r"another model: weights \w{12}, not \w{12}$"):
+            whole.prompt_cache(model, loaded[1])
+
+    def test_dtype(self, model, loaded, whole):
+        model.set_dtype(mx.bfloat16)
+        with pytest.raises(ValueError, match=r"weights .*; dtype float32, not bfloat16"):
+            remember(model, loaded[1], "more", whole)
+
+    def test_adapter(self, model, loaded, whole):
+        config = {"rank": 2, "scale": 1.0, "dropout": 0.0, "keys": ["memory.in_proj"]}
+        linear_to_lora_layers(model, 2, config)
+        with pytest.raises(ValueError, match="adapter none, not"):
+            rewind(whole, model, loaded[1], 0)
+
+    def test_config(self, model, loaded, whole):
+        model.args = replace(model.args, affinity_temperature=0.5)
+        with pytest.raises(ValueError, match="config"):
+            whole.prompt_cache(model, loaded[1])
+
+    def test_tokenizer(self, model, loaded, whole):
+        other = PreTrainedTokenizerFast(tokenizer_object=loaded[1].backend_tokenizer)
+        whole.prompt_cache(model, other)
+        other.add_tokens(["<new>"])
+        with pytest.raises(ValueError, match="tokenizer"):
+            whole.prompt_cache(model, other)
+
+
+class TestGenerating:
+    def test_goes_on_from_a_memory(self, loaded, whole, tmp_path):
+        model, tokenizer = loaded
+        memories.save(whole, tmp_path / "m")
+        kept = np.array(whole.state)
+        text = fm_mlx.generate(model, tokenizer, "And", max_tokens=20, memory=whole)
+        again = memories.load(tmp_path / "m")
+        assert fm_mlx.generate(model, tokenizer, "And", max_tokens=20, memory=again) == text
+        assert np.array_equal(np.array(whole.state), kept)
+        cache = whole.prompt_cache(model)
+        assert fm_mlx.generate(model, tokenizer, "And", max_tokens=20, prompt_cache=cache) == text
+        assert fm_mlx.generate(model, tokenizer, "And", max_tokens=20) != text
+
+    def test_not_both(self, loaded, whole):
+        with pytest.raises(ValueError, match="allowed is one of them"):
+            fm_mlx.generate(*loaded, "And", memory=whole, prompt_cache=[])
+
+    def test_branches_share_what_they_did_not_write(self, loaded, whole):
+        branches = [whole.branch() for _ in range(100)]
+        before = mx.get_active_memory()
+        branches = [branch.branch() for branch in branches]
+        assert mx.get_active_memory() == before
+        one = remember(*loaded, "Something else.", branches[0])
+        assert not mx.array_equal(one.state, whole.state)
+        assert all(branch.state is whole.state for branch in branches)
+        # what it wrote: a state, kept as a snapshot as well
+        assert mx.get_active_memory() - before <= 2 * whole.state.nbytes

@@ -16,8 +16,10 @@ from fm_mlx.convert.architecture import choose_map, differences, model_args
 from fm_mlx.convert.builtin_maps import BUILTIN
 from fm_mlx.convert.checkpoint import DTYPES, Checkpoint, open_checkpoint, shared
 from fm_mlx.convert.key_map import KeyMap, Weight
+from fm_mlx.finite import is_finite
 from fm_mlx.model import ModelArgs
 from fm_mlx.precision import stays_float32
+from fm_mlx.support.arrays import dtype_name
 from fm_mlx.weights import EMBEDDING, HEAD, weight_shapes
 
 _SHOWN = 6  # of a list of differences, in one line
@@ -44,7 +46,7 @@ class Source:
         """The dtype of most of the numbers, by MLX's name."""
         count: dict[str, int] = {}
         for tensor in self.checkpoint.tensors.values():
-            name = str(DTYPES[tensor.dtype]).removeprefix("mlx.core.")
+            name = dtype_name(DTYPES[tensor.dtype])
             count[name] = count.get(name, 0) + math.prod(tensor.shape)
         return max(count, key=count.__getitem__)
 
@@ -103,9 +105,9 @@ def write(source: Source, folder: Path, dtype: str | None, more: dict[str, Any])
     bad: list[str] = []
 
     def check(name: str, read: mx.array, written: mx.array) -> None:
-        if not _is_finite(read):
+        if not is_finite(read):
             bad.append(f"{', '.join(source.weights[name].sources)} has NaN or infinite numbers")
-        elif written.dtype != read.dtype and not _is_finite(written):
+        elif written.dtype != read.dtype and not is_finite(written):
             bad.append(f"{', '.join(source.weights[name].sources)} has numbers beyond {dtype}")
 
     def dtype_of(name: str) -> mx.Dtype | None:
@@ -136,11 +138,3 @@ def _some(lines: list[str]) -> str:
     """The first of many lines, in one."""
     more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return "; ".join(lines[:_SHOWN]) + more
-
-
-def _is_finite(x: mx.array) -> bool:
-    """In pieces: what is made on the way is not of the size of x."""
-    numbers = x.reshape(-1)
-    step = 1 << 20
-    pieces = (numbers[i : i + step] for i in range(0, max(1, numbers.size), step))
-    return all(mx.isfinite(piece).all().item() for piece in pieces)

@@ -47,17 +47,16 @@ class WatchedCache(ArraysCache):
 
     def __init__(self):
         super().__init__(size=1)
-        self._log_kept: mx.array | None = None
+        self._log_kept = mx.array(0.0)
 
     def watch(self, theta: mx.array) -> None:
         """Count tokens whose rows are written with the rates theta (1, T, m)."""
-        kept = mx.log(mx.maximum(1 - theta, self._LEAST_KEPT)).sum(axis=(0, 1))
-        self._log_kept = kept if self._log_kept is None else self._log_kept + kept
+        kept = mx.maximum(1 - theta, self._LEAST_KEPT)
+        self._log_kept = self._log_kept + mx.log(kept).sum(axis=(0, 1))
 
     def take_log_kept(self) -> mx.array:
         """Sum of log(1 - theta) over the tokens since the last call, (m,) float32."""
-        kept, self._log_kept = self._log_kept, None
-        assert kept is not None  # a token was read
+        kept, self._log_kept = self._log_kept, mx.array(0.0)
         return kept
 
 

@@ -15,11 +15,14 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from safetensors.numpy import save_file
+from tokenizers_of_others import prefixing_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 import fm_mlx
 from fm_mlx import memory as memories
 from fm_mlx.memory import Memory, read, remember, rewind
+from fm_mlx.memory import memory as memory_module
+from fm_mlx.memory import reading as reading_module
 from fm_mlx.memory.memory import Snapshot, Text, thinned
 
 WORDS = "In the beginning God created the heaven and the earth. And the earth was without form\n"
@@ -96,21 +99,73 @@ class TestReading:
         memory = Memory.empty(*loaded)
         reading = read(memory, *loaded, book, name="book")
         for _ in range(steps):
-            next(reading)
+            memory = next(reading)
         assert memory.tokens_seen == 2048 * steps
         memories.save(memory, tmp_path / "part")
         memory = memories.load(tmp_path / "part")
-        for _ in read(memory, *loaded, book, name="book"):
-            pass
+        *_, memory = read(memory, *loaded, book, name="book")
         assert same(memory, whole)
 
     def test_another_text_is_not_gone_on_with(self, loaded, book):
         memory = Memory.empty(*loaded)
         reading = read(memory, *loaded, book, name="book")
         for _ in range(6):  # past the first place where the text is cut
-            next(reading)
+            memory = next(reading)
         with pytest.raises(ValueError, match="this is not the text book that was read"):
             next(read(memory, *loaded, "x" + book))
+
+    @pytest.mark.parametrize("left", [0, 1000])
+    def test_a_text_that_ends_before_is_not_gone_on_with(self, loaded, book, left):
+        """The tokens beyond the last place where the text was cut are not there any more."""
+        reading = read(Memory.empty(*loaded), *loaded, book, name="book")
+        memory = [next(reading) for _ in range(6)][-1]
+        (text,) = memory.texts
+        assert text.bytes and text.beyond > 1000
+        short = book[: text.bytes + left]
+        with pytest.raises(ValueError, match=r"that was read: it ends before"):
+            next(read(memory, *loaded, short))
+        with pytest.raises(ValueError, match=r"that was read: it ends before"):
+            rewind(memory, *loaded, text.tokens - 1, short)
+
+    def test_a_step_that_is_broken_off_changes_nothing(self, loaded, book, whole, monkeypatch):
+        """Whatever is interrupted within a piece, the memory before it goes on to the same bits."""
+        reading = read(Memory.empty(*loaded), *loaded, book, name="book")
+        memory = [next(reading) for _ in range(3)][-1]
+
+        def interrupted(snapshots):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(memory_module, "thinned", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                next(reading)
+        assert memory.tokens_seen == 3 * 2048
+        *_, memory = read(memory, *loaded, book, name="book")
+        assert same(memory, whole)
+
+    def test_special_tokens_stand_before_the_first_text_alone(self, loaded, book, monkeypatch):
+        """Also if the reading is broken off within it: what follows is no beginning."""
+        model, tokenizer = loaded[0], prefixing_tokenizer()
+        tokens: list[int] = []
+
+        def prefill(model, piece, cache, where):
+            tokens.extend(piece)
+            unchanged_prefill(model, piece, cache, where)
+
+        unchanged_prefill = reading_module.prefill
+        monkeypatch.setattr(reading_module, "prefill", prefill)
+        reading = read(Memory.empty(model, tokenizer), model, tokenizer, book)
+        memory = [next(reading) for _ in range(6)][-1]
+        assert memory.texts[0].bytes
+        *_, memory = read(memory, model, tokenizer, book)
+        whole = [tokenizer.bos_token_id, *tokenizer.encode(book, add_special_tokens=False)]
+        assert tokens == whole
+        tokens.clear()
+        remember(model, tokenizer, book)
+        assert tokens == whole
+        tokens.clear()
+        remember(model, tokenizer, "And more.", memory)
+        assert tokens == tokenizer.encode("And more.", add_special_tokens=False)
 
     def test_texts_one_after_the_other(self, loaded, book):
         together = Memory.empty(*loaded)
@@ -128,10 +183,13 @@ class TestReading:
         with pytest.raises(ValueError, match="text has no text"):
             remember(*loaded, empty)
 
-    def test_what_rows_keep(self, loaded, book, whole):
+    @pytest.mark.parametrize("length", [12, 9000])
+    def test_what_rows_keep(self, loaded, book, length):
         """exp(log_kept) is what the recurrence keeps of the state before the first token."""
         model, tokenizer = loaded
-        short = remember(*loaded, "A few words.")
+        text = book[:length]
+        memory = remember(model, tokenizer, text)
+        assert len(memory.snapshots) == (1 if length == 12 else 2)
         theta = []
         for layer in model.layers:
             route = layer.memory.route
@@ -143,12 +201,12 @@ class TestReading:
 
             layer.memory.route = kept
         try:
-            model(mx.array(tokenizer.encode("A few words."))[None])
+            model(mx.array(tokenizer.encode(text))[None])
         finally:
             for layer in model.layers:
                 del layer.memory.route
-        expected = np.array([np.prod(1 - x, axis=0) for x in theta])
-        np.testing.assert_allclose(np.exp(short.log_kept), expected, rtol=1e-5)
+        expected = np.array([np.log(np.maximum(1 - x, 1e-30)).sum(axis=0) for x in theta])
+        np.testing.assert_allclose(memory.log_kept, expected, rtol=1e-5, atol=1e-5)
 
 
 class TestRewind:
@@ -157,13 +215,14 @@ class TestRewind:
             back = rewind(whole, *loaded, snapshot.tokens)
             assert back.tokens_seen == snapshot.tokens
             assert mx.array_equal(back.state, snapshot.state)
+            assert back.snapshots[-1] is snapshot
 
     def test_to_any_token(self, loaded, book, whole, tmp_path):
         model, tokenizer = loaded
         ids = tokenizer.encode(book)
         path = tmp_path / "book"
         path.write_text(book)
-        for tokens in (1, 2047, 5000, len(ids) - 1):
+        for tokens in (1, 2047, 4099, 5000, len(ids) - 1):
             back = rewind(whole, model, tokenizer, tokens, path)
             assert back.tokens_seen == tokens
             cache = model.make_cache()
@@ -180,8 +239,7 @@ class TestRewind:
         tokens = memory.tokens_seen - 100
         back = rewind(memory, *loaded, tokens, book[:20000])
         assert back.tokens_seen == tokens
-        for _ in read(back, *loaded, book[:20000]):
-            pass
+        *_, back = read(back, *loaded, book[:20000])
         assert back.tokens_seen == memory.tokens_seen
 
     def test_what_cannot_be(self, loaded, book, whole):
@@ -215,6 +273,11 @@ class TestFiles:
 
     def test_to_the_bit(self, whole, path):
         assert same(memories.load(path), whole)
+
+    def test_others_may_read_it(self, path, tmp_path):
+        other = tmp_path / "other"
+        other.touch()
+        assert path.stat().st_mode == other.stat().st_mode
 
     def test_no_names_of_classes(self, path):
         (size,) = struct.unpack("<Q", path.read_bytes()[:8])

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except (ValueError, OSError) as error:
         return _end(error, 2)
-    except ArithmeticError as error:  # a model or a run whose numbers are none
+    except ArithmeticError as error:  # a model or a run that computed NaN
         return _end(error, 1)
     return status
 

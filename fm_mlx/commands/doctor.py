@@ -35,10 +35,12 @@ def run(args: argparse.Namespace) -> int:
     print(f"fm-mlx {fm_mlx.__version__} on {device_line()}\n")
     with launch.using(Backend.SIMULATOR) if args.simulator else nullcontext():
         backend = launch.backend()
-    broken = [] if backend is Backend.OPS else _examine_all(backend)
+    broken = []
     if backend is Backend.OPS:
         print("Kernels: not checked. MLX has no Metal GPU here: their reference ops run instead.")
         print("fm-mlx doctor --simulator executes them on this machine.")
+    else:
+        broken = _examine_all(backend)
     print()
     _report_update()
     return 1 if broken else 0

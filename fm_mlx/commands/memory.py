@@ -75,9 +75,7 @@ def _read(args: argparse.Namespace) -> int:
             raise ValueError(
                 f"{path} is there already: give --overwrite, or use fm-mlx memory append"
             )
-        model, tokenizer = _load(args)
-        memory = begun or memories.Memory.empty(model, tokenizer)
-        return _read_on(args, memory, path, model, tokenizer, source, name)
+        return _read_on(args, begun, path, source, name)
 
 
 def _append(args: argparse.Namespace) -> int:
@@ -86,24 +84,25 @@ def _append(args: argparse.Namespace) -> int:
     path = Path(args.memory)
     with ExitStack() as files:
         source, name = _open(args.text, files)
-        memory = memories.load(path)
-        return _read_on(args, memory, path, *_load(args), source, name)
+        return _read_on(args, memories.load(path), path, source, name)
 
 
 def _read_on(
     args: argparse.Namespace,
-    memory: Memory,
+    memory: Memory | None,
     path: Path,
-    model: Any,
-    tokenizer: Any,
     source: FileText,
     name: str,
 ) -> int:
     """Read a text, or the rest of it, and save what was read whatever happens."""
-    from fm_mlx.memory import read, save
+    from fm_mlx.memory import Memory, read, save
     from fm_mlx.memory.identity import identity_of
 
-    memory.identity.check(identity_of(model, tokenizer), str(path))
+    model, tokenizer = _load(args)
+    if memory is None:
+        memory = Memory.empty(model, tokenizer)
+    else:
+        memory.identity.check(identity_of(model, tokenizer), str(path))
     if _is_begun(memory, name):
         print(f"Going on after {memory.texts[-1].tokens:,} tokens of {name}.", file=sys.stderr)
     before = saved = memory.tokens_seen
@@ -113,7 +112,9 @@ def _read_on(
     status = 0
     try:
         with Progress(source) as progress:
-            for _ in read(memory, model, tokenizer, source, name=name):
+            reading = read(memory, model, tokenizer, source, name=name)
+            # broken off anywhere, this is the memory after the last whole piece
+            for memory in reading:
                 progress(memory.tokens_seen - before, None)
                 now = time.perf_counter()
                 if now - last > pause:
@@ -122,11 +123,12 @@ def _read_on(
                     pause = max(args.save_every, _BETWEEN_SAVES * (last - now))
     except KeyboardInterrupt:
         status = 130
-        print(f"Stopped; the same command goes on from {path}.", file=sys.stderr)
     finally:
         signal.signal(signal.SIGTERM, terminated)
         if memory.tokens_seen > saved:
             save(memory, path)
+    if status and memory.tokens_seen:
+        print(f"Stopped; fm-mlx memory append {path} {args.text} goes on.", file=sys.stderr)
     seconds = time.perf_counter() - started
     tokens = memory.tokens_seen - before
     print(f"{path}: {memory.tokens_seen:,} tokens, {memory.nbytes / 1e6:.1f} MB")

@@ -101,11 +101,6 @@ def sweep(folder: Path) -> None:
         path.unlink()
 
 
-def find(folder: Path) -> bool:
-    """Whether a folder has a run's checkpoint."""
-    return (folder / _CHECKPOINT).is_file()
-
-
 def read(folder: Path) -> TrainingState:
     """The last saved state of the run in a folder.
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as safetensors_of
 
 from fm_mlx.memory.identity import Identity
 from fm_mlx.memory.memory import Memory, Snapshot, Text
@@ -52,7 +52,8 @@ def save(memory: Memory, path: str | Path) -> None:
         "sha256": _digest(description, tensors),
     }
     with file_at(Path(path)) as scratch:
-        save_file(tensors, scratch, metadata)
+        # `save_file` would let nobody else read it
+        scratch.write_bytes(safetensors_of(tensors, metadata))
 
 
 def load(path: str | Path) -> Memory:
@@ -132,5 +133,5 @@ def _digest(description: str, tensors: dict[str, np.ndarray]) -> str:
     for name in sorted(tensors):
         tensor = np.ascontiguousarray(tensors[name])
         sha256.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        sha256.update(memoryview(cast(Any, tensor.view(np.uint8))))
+        sha256.update(cast(Any, tensor.view(np.uint8)))
     return sha256.hexdigest()

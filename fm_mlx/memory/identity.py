@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from fm_mlx.model import Model
-from fm_mlx.support.arrays import named_arrays
+from fm_mlx.support.arrays import dtype_name, named_arrays
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def identity_of(model: Model, tokenizer: Any = None) -> Identity:
     config = json.dumps(dataclasses.asdict(model.args), sort_keys=True)
     sizes: Counter[str] = Counter()
     for weight in weights.values():
-        sizes[str(weight.dtype).removeprefix("mlx.core.")] += weight.size
+        sizes[dtype_name(weight.dtype)] += weight.size
     return Identity(
         config=hashlib.sha256(config.encode()).hexdigest(),
         weights=_digest(weights),
@@ -74,9 +74,8 @@ def _digest(weights: Mapping[str, mx.array]) -> str:
     def of(name: str) -> bytes:
         weight = mx.contiguous(weights[name])
         head = f"{name} {weight.shape} {weight.dtype}".encode()
-        return (
-            head + hashlib.sha256(memoryview(cast(Any, np.asarray(weight.view(mx.uint8))))).digest()
-        )
+        bits = cast(Any, np.asarray(weight.view(mx.uint8)))
+        return head + hashlib.sha256(bits).digest()
 
     mx.eval(list(weights.values()))
     names = sorted(weights)

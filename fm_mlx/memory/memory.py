@@ -117,9 +117,9 @@ class Memory:
 
     def at(self, snapshot: Snapshot) -> Memory:
         """The memory as it was when one of its snapshots was taken."""
-        before = [one for one in self.snapshots if one.tokens < snapshot.tokens]
+        kept = [one for one in self.snapshots if one.tokens <= snapshot.tokens]
         texts = [*self.texts[: snapshot.texts - 1], snapshot.text]
-        return Memory(self.identity, snapshot.state, snapshot.log_kept, texts, before)
+        return Memory(self.identity, snapshot.state, snapshot.log_kept, texts, kept)
 
     def nearest(self, tokens: int) -> str:
         """Where the snapshots around a token are, for a message."""
@@ -129,19 +129,19 @@ class Memory:
         shown = " and ".join(f"{place:,}" for place in before + after)
         return f"the nearest are after {shown}" if shown else "there are none"
 
-    def take_snapshot(self) -> None:
-        """Keep the present state, and let go of snapshots that are closer than they need be."""
-        text = self.texts[-1]
-        now = Snapshot(self.state, self.log_kept, len(self.texts), text, self.tokens_seen)
-        self.snapshots = thinned([*self.snapshots, now])
+    def followed_by(self, state: mx.array, log_kept: np.ndarray, texts: list[Text]) -> Memory:
+        """The memory after one more piece, with a snapshot there, and no more than it needs."""
+        tokens = sum(text.tokens for text in texts)
+        now = Snapshot(state, log_kept, len(texts), texts[-1], tokens)
+        return Memory(self.identity, state, log_kept, texts, thinned([*self.snapshots, now]))
 
 
 def thinned(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
     """Drop the snapshots that are not needed to rewind at the price of half the distance.
 
     From the snapshot before it, any token at a distance of n tokens from the last one is at
-    most n / 2 tokens away, or one piece. That leaves about two for each doubling of the
-    distance, and what is dropped now is not needed later.
+    most n / 2 tokens away, or one piece. That leaves two or three for each doubling of
+    the distance, and what is dropped now is not needed later.
     """
     kept = list(snapshots[:1])
     for i in range(1, len(snapshots) - 1):

@@ -21,14 +21,11 @@ from fm_mlx.memory.memory import Memory, Text, put_state
 from fm_mlx.model import Model
 from fm_mlx.prefill import prefill
 from fm_mlx.support.files import check_regular
-from fm_mlx.text import Block, encode_blocks
+from fm_mlx.text import BLOCK, Block, encode_blocks, pieces_of_text
 
 # Tokens that are read at a time; where a text is cut shows in the last bits of the state, so
 # that this is no option.
 PIECE = 2048
-
-# Characters of a file that are read at a time.
-_CHARACTERS = 1 << 16
 
 Readable = str | Path | Iterable[str] | TextIO
 
@@ -61,8 +58,8 @@ def remember(
         memory = Memory.empty(model, tokenizer)
     else:
         memory.identity.check(identity_of(model, tokenizer), "the memory")
-        memory = memory.branch()
-    for _ in read(memory, model, tokenizer, text, name=name):
+    reading = read(memory, model, tokenizer, text, name=name)
+    for memory in reading:
         if progress is not None:
             progress(memory)
     return memory
@@ -70,14 +67,14 @@ def remember(
 
 def read(
     memory: Memory, model: Model, tokenizer: Any, text: Readable, *, name: str | None = None
-) -> Iterator[None]:
-    """Read a text into a memory, which changes with each step of this iterator: by one piece.
+) -> Iterator[Memory]:
+    """Read a text piece by piece; each step is the memory after one more piece.
 
-    It may be left after any step. If the last text of the memory is not complete, this text must
-    begin with what was read of it, and the reading goes on there, to the same bits.
+    The reading may be left after any step. If the last text of the memory is not complete, this
+    text must begin with what was read of it, and the reading goes on there, to the same bits.
 
     Args:
-        memory: a memory of this model.
+        memory: a memory of this model; it stays as it is.
         model, tokenizer, text, name: as for `remember`.
 
     Raises:
@@ -126,8 +123,7 @@ def rewind(
             f"which is before {text.name} begins; {memory.nearest(tokens)}"
         )
     _after(text, _pieces_of(source))  # that it is the whole of what was read
-    for _ in _read(back, model, tokenizer, source, text.name, until=tokens):
-        pass
+    *_, back = _read(back, model, tokenizer, source, text.name, until=tokens)
     return back
 
 
@@ -138,7 +134,7 @@ def _read(
     text: Readable,
     name: str,
     until: int | None = None,
-) -> Iterator[None]:
+) -> Iterator[Memory]:
     """`read`, to its end or until so many tokens were read, those of other texts included."""
     last = memory.texts[-1] if memory.texts else None
     begun = last if last is not None and not last.complete else None
@@ -146,24 +142,21 @@ def _read(
     done = begun or Text(name, "", 0, 0, 0, complete=False, read_at="")
     characters, sha256 = _after(done, _pieces_of(text))
     blocks = _Blocks(done, sha256)
-    seen = memory.tokens_seen
 
     cache = [WatchedCache() for _ in model.layers]
     put_state(cache, memory.state, model.args.num_active_states)
 
-    def take(count: int, ends: bool = False) -> None:
-        nonlocal seen
-        where = f"reading stopped within the first {seen + count:,} tokens"
+    def after(memory: Memory, count: int, ends: bool = False) -> Memory:
+        where = f"reading stopped within the first {memory.tokens_seen + count:,} tokens"
         tokens = blocks.take(count)
         with wired_limit(model, cast(Any, [generation_stream])), mx.stream(generation_stream):
             prefill(model, tokens, cache, where)
             log_kept = np.array(mx.stack([layer.take_log_kept() for layer in cache]))
-            memory.state = mx.concatenate([cast(mx.array, state_of(layer)) for layer in cache])
-            mx.eval(memory.state)
-        memory.log_kept = memory.log_kept + log_kept
-        memory.texts = [*earlier, blocks.read(done, complete=ends)]
-        seen += count
-        memory.take_snapshot()
+            state = mx.concatenate([cast(mx.array, state_of(layer)) for layer in cache])
+            mx.eval(state)
+        return memory.followed_by(
+            state, memory.log_kept + log_kept, [*earlier, blocks.read(done, complete=ends)]
+        )
 
     for block in encode_blocks(
         tokenizer,
@@ -173,17 +166,19 @@ def _read(
         closed=False,
     ):
         blocks.add(block)
-        while blocks.waiting > PIECE and (until is None or until - seen > PIECE):
-            take(PIECE)
-            yield
-        if until is not None and until - seen <= blocks.waiting:
-            take(until - seen)
-            yield
+        while blocks.waiting > PIECE and (until is None or until - memory.tokens_seen > PIECE):
+            memory = after(memory, PIECE)
+            yield memory
+        if until is not None and until - memory.tokens_seen <= blocks.waiting:
+            yield after(memory, until - memory.tokens_seen)
             return
-    if not blocks.waiting:
-        raise ValueError(f"{name} has no text")
-    take(blocks.waiting, ends=True)
-    yield
+    if blocks.waiting <= 0 or until is not None:
+        raise ValueError(
+            f"this is not the text {done.name} that was read: it ends before"
+            if done.tokens or until is not None
+            else f"{name} has no text"
+        )
+    yield after(memory, blocks.waiting, ends=True)
 
 
 class _Blocks:
@@ -268,12 +263,10 @@ def _pieces_of(text: Readable) -> Iterator[str]:
         check_regular(text)
         with text.open(encoding="utf-8") as file:
             try:
-                yield from iter(lambda: file.read(_CHARACTERS), "")
+                yield from iter(lambda: file.read(BLOCK), "")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{text} is not UTF-8 text: {error.reason}") from error
     elif isinstance(text, str):
         yield text
-    elif hasattr(text, "read"):
-        yield from iter(lambda: cast(TextIO, text).read(_CHARACTERS), "")
     else:
-        yield from cast(Iterable[str], text)
+        yield from pieces_of_text(text) or ()

@@ -13,6 +13,7 @@ from fm_mlx.metal_kernels.chunk_scan import MAX_CHUNK
 from fm_mlx.metal_kernels.launch import Backend
 from fm_mlx.ops.chunk_map import chunk_map
 from fm_mlx.ops.state_pass import state_pass
+from fm_mlx.support.arrays import dtype_name
 
 _EPS = 1e-6
 
@@ -138,8 +139,3 @@ def _chunk_scan_vjp(batch: int, chunks: int, m: int, d: int, k: int) -> Check:
 def _scanned(width: int, *inputs: mx.array) -> tuple[mx.array, mx.array]:
     theta, phi, gram, projection, norm0 = inputs
     return chunk_map(theta, phi, gram, projection, norm0, width, _EPS)
-
-
-def dtype_name(dtype: mx.Dtype) -> str:
-    """A dtype as people write it: "float32"."""
-    return str(dtype).removeprefix("mlx.core.")

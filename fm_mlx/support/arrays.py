@@ -28,6 +28,11 @@ def named_arrays(tree: Any) -> dict[str, mx.array]:
     return cast(dict[str, mx.array], dict(tree_flatten(tree)))
 
 
+def dtype_name(dtype: mx.Dtype) -> str:
+    """A dtype as people write it: "float32"."""
+    return str(dtype).removeprefix("mlx.core.")
+
+
 def nbytes(tree: Any) -> int:
     """Bytes of all arrays in a tree of parameters, caches or optimizer state."""
     return sum(x.nbytes for x in named_arrays(tree).values() if isinstance(x, mx.array))

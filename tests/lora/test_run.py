@@ -226,9 +226,9 @@ def test_killed_anywhere(options, tmp_path):
     chosen = options(iters=iters, save_every=every)
     folder = Path(chosen.adapter_path)
     rng = random.Random(0)
-    saved = 0
+    saved, checkpoint = 0, folder / "checkpoint.safetensors"
     for _ in range(10):
-        run = started(chosen, *(["--resume"] if training_state.find(folder) else []))
+        run = started(chosen, *(["--resume"] if checkpoint.is_file() else []))
         some = saved + rng.randint(0, 2 * every)
         deadline = time.monotonic() + 60
         while run.poll() is None and _steps(folder) <= some and time.monotonic() < deadline:
@@ -237,7 +237,7 @@ def test_killed_anywhere(options, tmp_path):
         run.send_signal(signal.SIGKILL)
         output = run.communicate()[0]
         assert run.returncode == -signal.SIGKILL, output
-        if training_state.find(folder):
+        if checkpoint.is_file():
             now = training_state.read(folder)
             for file in folder.glob("[!.]*.safetensors"):
                 mx.load(str(file))

@@ -92,11 +92,11 @@ def _generate(args: argparse.Namespace, text: str | FileText) -> int:
 
     from fm_mlx.generation import stream_generate, summary
     from fm_mlx.loading import check_state, load, load_state
-    from fm_mlx.memory import load as load_memory
+    from fm_mlx.memory import Memory
 
     if args.seed is not None:
         mx.random.seed(args.seed)
-    memory = None if args.memory is None else load_memory(args.memory)
+    memory = None if args.memory is None else Memory.load(args.memory)
     source, cache, tokenizer_config = args.model, None, {}
     if args.prompt_cache_file is not None:
         cache, metadata = load_state(args.prompt_cache_file)

@@ -10,11 +10,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fm_mlx.commands import memory_report as report
 from fm_mlx.commands.arguments import number, whole
 from fm_mlx.commands.reading import FileText, Progress, open_prompt
 
 if TYPE_CHECKING:
     from fm_mlx.memory import Memory
+
+BITS = (32, 8)
 
 # A memory is saved again when this many times the time of the last saving has passed.
 _BETWEEN_SAVES = 20
@@ -36,14 +39,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     rewind = tasks.add_parser("rewind", help="go back to an earlier token")
     rewind.add_argument("memory", help="file of the memory; stays as it is")
-    rewind.add_argument("tokens", type=whole(0), help="how many tokens to keep")
-    rewind.add_argument("--source", help="file of the text that the last of them stands in")
+    where = rewind.add_mutually_exclusive_group(required=True)
+    where.add_argument("tokens", type=whole(0), nargs="?", help="how many tokens to keep")
+    where.add_argument("--before", metavar="TEXT", help="go back to before this text was read")
+    rewind.add_argument(
+        "--source",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="texts to read again from the snapshot before, in the order they were read in",
+    )
     rewind.add_argument("--output", "-o", required=True, metavar="MEMORY", help="file to write")
     rewind.set_defaults(task=_rewind)
 
     info = tasks.add_parser("info", help="say what a memory has read, and what is left of it")
     info.add_argument("memory", help="file of the memory")
-    info.set_defaults(task=_info)
+    info.add_argument("--plot", metavar="PNG", help="draw what is left of each text in each row")
+    info.set_defaults(task=report.info)
+
+    diff = tasks.add_parser("diff", help="say where two memories part, and how far they are apart")
+    diff.add_argument("memory", help="file of a memory")
+    diff.add_argument("other", help="file of another")
+    diff.set_defaults(task=report.diff)
 
     for task in (read, append):
         task.add_argument(
@@ -55,6 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     for task in (read, append, rewind):
         task.add_argument(
+            "--bits",
+            type=int,
+            choices=BITS,
+            default=32,
+            help="bits of a number in the file; 8 rounds, and takes a quarter (default: 32)",
+        )
+        task.add_argument(
             "--model", help="model folder or Hugging Face repository (default: the packaged model)"
         )
         task.add_argument("--adapter-path", help="folder of LoRA adapters")
@@ -65,12 +89,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace) -> int:
-    from fm_mlx import memory as memories
+    from fm_mlx.memory import Memory
 
     path = Path(args.output)
     with ExitStack() as files:
         source, name = _open(args.text, files)
-        begun = memories.load(path) if path.exists() and not args.overwrite else None
+        begun = Memory.load(path) if path.exists() and not args.overwrite else None
         if begun is not None and not _is_begun(begun, name):
             raise ValueError(
                 f"{path} is there already: give --overwrite, or use fm-mlx memory append"
@@ -79,12 +103,12 @@ def _read(args: argparse.Namespace) -> int:
 
 
 def _append(args: argparse.Namespace) -> int:
-    from fm_mlx import memory as memories
+    from fm_mlx.memory import Memory
 
     path = Path(args.memory)
     with ExitStack() as files:
         source, name = _open(args.text, files)
-        return _read_on(args, memories.load(path), path, source, name)
+        return _read_on(args, Memory.load(path), path, source, name)
 
 
 def _read_on(
@@ -95,14 +119,13 @@ def _read_on(
     name: str,
 ) -> int:
     """Read a text, or the rest of it, and save what was read whatever happens."""
-    from fm_mlx.memory import Memory, read, save
-    from fm_mlx.memory.identity import identity_of
+    from fm_mlx.memory import Memory
 
     model, tokenizer = _load(args)
     if memory is None:
         memory = Memory.empty(model, tokenizer)
     else:
-        memory.identity.check(identity_of(model, tokenizer), str(path))
+        memory.check(model, tokenizer)
     if _is_begun(memory, name):
         print(f"Going on after {memory.texts[-1].tokens:,} tokens of {name}.", file=sys.stderr)
     before = saved = memory.tokens_seen
@@ -112,13 +135,13 @@ def _read_on(
     status = 0
     try:
         with Progress(source) as progress:
-            reading = read(memory, model, tokenizer, source, name=name)
+            reading = memory.read(model, tokenizer, source, name=name)
             # broken off anywhere, this is the memory after the last whole piece
             for memory in reading:
                 progress(memory.tokens_seen - before, None)
                 now = time.perf_counter()
                 if now - last > pause:
-                    save(memory, path)
+                    memory.save(path, bits=args.bits)
                     saved, last = memory.tokens_seen, time.perf_counter()
                     pause = max(args.save_every, _BETWEEN_SAVES * (last - now))
     except KeyboardInterrupt:
@@ -126,7 +149,7 @@ def _read_on(
     finally:
         signal.signal(signal.SIGTERM, terminated)
         if memory.tokens_seen > saved:
-            save(memory, path)
+            memory.save(path, bits=args.bits)
     if status and memory.tokens_seen:
         print(f"Stopped; fm-mlx memory append {path} {args.text} goes on.", file=sys.stderr)
     seconds = time.perf_counter() - started
@@ -137,41 +160,25 @@ def _read_on(
 
 
 def _rewind(args: argparse.Namespace) -> int:
-    from fm_mlx import memory as memories
+    from fm_mlx.memory import Memory
 
-    memory = memories.load(args.memory)
+    memory = Memory.load(args.memory)
     if Path(args.output).exists():
         raise ValueError(f"{args.output} is there already: remove it, or give another path")
-    source = None if args.source is None else Path(args.source)
-    back = memories.rewind(memory, *_load(args), args.tokens, source)
-    memories.save(back, args.output)
+    tokens = args.tokens if args.before is None else _tokens_before(memory, args.before)
+    back = memory.rewind(*_load(args), tokens, list(map(Path, args.source)))
+    back.save(args.output, bits=args.bits)
     print(f"{args.output}: {back.tokens_seen:,} tokens, {back.nbytes / 1e6:.1f} MB")
     return 0
 
 
-def _info(args: argparse.Namespace) -> int:
-    from fm_mlx import memory as memories
-    from fm_mlx.memory.left import parts_left
-    from fm_mlx.support.tables import aligned
-
-    memory = memories.load(args.memory)
-    layers, rows, width = memory.state.shape
-    print(f"{memory.tokens_seen:,} tokens; {layers} layers, m {rows}, d {width}; ", end="")
-    print(f"{len(memory.snapshots)} snapshots, {memory.nbytes / 1e6:.1f} MB")
-    for text in memory.texts:
-        end = "" if text.complete else ", not to its end"
-        print(
-            f"{text.name}: {text.tokens:,} tokens, bytes 0 to {text.bytes:,}{end}, "
-            f"sha256 {text.sha256[:12]}, {text.read_at}"
-        )
-    print("\nShare of the rows that tokens still make up, mean of a layer's rows:\n")
-    header = ["tokens", *[f"layer {i}" for i in range(layers)]]
-    lines = [
-        [f"{part.first:,} to {part.last:,}", *[f"{share:.1%}" for share in part.share.mean(-1)]]
-        for part in parts_left(memory)
-    ]
-    print(*aligned([header, *lines]), sep="\n")
-    return 0
+def _tokens_before(memory: Memory, name: str) -> int:
+    """How many tokens had been read before a text."""
+    names = [text.name for text in memory.texts]
+    if names.count(name) != 1:
+        found = "several texts" if name in names else "no text"
+        raise ValueError(f"--before: {found} of the memory are called {name}; it read {names}")
+    return sum(text.tokens for text in memory.texts[: names.index(name)])
 
 
 def _open(text: str, files: ExitStack) -> tuple[FileText, str]:

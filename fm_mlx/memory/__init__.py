@@ -1,7 +1,6 @@
 """Memories as things to keep: what a model has read, saved, branched, rewound and asked."""
 
-from fm_mlx.memory.file import load, save
-from fm_mlx.memory.memory import Memory, Snapshot, Text
-from fm_mlx.memory.reading import read, remember, rewind
+from fm_mlx.memory.memory import Memory, cache_from, remember
+from fm_mlx.memory.records import Snapshot, Text
 
-__all__ = ["Memory", "Snapshot", "Text", "load", "read", "remember", "rewind", "save"]
+__all__ = ["Memory", "Snapshot", "Text", "cache_from", "remember"]

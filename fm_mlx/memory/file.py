@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,37 +15,65 @@ from safetensors import safe_open
 from safetensors.numpy import save as safetensors_of
 
 from fm_mlx.memory.identity import Identity
-from fm_mlx.memory.memory import Memory, Snapshot, Text
+from fm_mlx.memory.records import Snapshot, Text
 from fm_mlx.support.files import brief, file_at
 from fm_mlx.support.safetensors_file import tensors_of
 
 FORMAT = "fm-mlx memory"
 VERSION = 1
 
+# Bits of a number of a state in a file: float32, or integers with a float32 scale for each row.
+BITS = (32, 8)
+_LARGEST = 127
+
 # What errors a description raises that is not what it should be.
 _BAD = (AttributeError, KeyError, TypeError, ValueError)
 
 
-def save(memory: Memory, path: str | Path) -> None:
+@dataclass(frozen=True)
+class Content:
+    """What a file holds; the fields are those of `Memory`."""
+
+    identity: Identity
+    state: mx.array
+    texts: list[Text]
+    snapshots: list[Snapshot]
+
+
+def write(path: str | Path, content: Content, bits: int = 32) -> None:
     """Write a memory to a file, which appears whole or not at all.
 
-    The tensors are ``state`` and ``log_kept``, and the same of each snapshot under its number
-    (``snapshots.0.state``). The metadata holds the format, its version, a JSON description of the
+    The tensors are ``state``, and ``log_kept`` of each text and the same of each snapshot under
+    their numbers (``texts.0.log_kept``, ``snapshots.0.state``); of 8 bits there is a ``scale``
+    beside each ``state``. The metadata holds the format, its version, a JSON description of the
     identity and the texts, and the sha256 of all that.
+
+    Raises:
+        ValueError: bits is neither 32 nor 8.
     """
+    if bits not in BITS:
+        raise ValueError(f"bits is {bits}; allowed are 32 and 8")
     tensors: dict[str, np.ndarray] = {}
-    for prefix, one in (("", memory), *_numbered(memory.snapshots)):
-        tensors[f"{prefix}state"] = np.array(one.state)
-        tensors[f"{prefix}log_kept"] = one.log_kept
-    content = {
-        "identity": dataclasses.asdict(memory.identity),
-        "texts": [dataclasses.asdict(text) for text in memory.texts],
-        "snapshots": [
-            {"texts": one.texts, "text": dataclasses.asdict(one.text), "tokens": one.tokens}
-            for one in memory.snapshots
-        ],
-    }
-    description = json.dumps(content)
+    for prefix, one in (("", content), *_numbered("snapshots", content.snapshots)):
+        numbers = np.array(one.state)
+        if bits == 8:
+            tensors[f"{prefix}scale"] = scale = abs(numbers).max(-1, keepdims=True) / _LARGEST
+            numbers = np.rint(numbers / np.where(scale, scale, 1)).astype(np.int8)
+        tensors[f"{prefix}state"] = numbers
+    for prefix, text in _numbered("texts", content.texts):
+        tensors[f"{prefix}log_kept"] = text.log_kept
+    for prefix, snapshot in _numbered("snapshots", content.snapshots):
+        tensors[f"{prefix}log_kept"] = snapshot.text.log_kept
+    description = json.dumps(
+        {
+            "identity": dataclasses.asdict(content.identity),
+            "texts": [_described(text) for text in content.texts],
+            "snapshots": [
+                {"texts": one.texts, "text": _described(one.text), "tokens": one.tokens}
+                for one in content.snapshots
+            ],
+        }
+    )
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -56,7 +85,7 @@ def save(memory: Memory, path: str | Path) -> None:
         scratch.write_bytes(safetensors_of(tensors, metadata))
 
 
-def load(path: str | Path) -> Memory:
+def read(path: str | Path) -> Content:
     """Read a memory from a file.
 
     Raises:
@@ -82,32 +111,49 @@ def load(path: str | Path) -> Memory:
         raise ValueError(f"the description in {path} cannot be used: {brief(error)}") from error
 
 
-def _built(content: dict[str, Any], tensors: dict[str, np.ndarray]) -> Memory:
-    snapshots = [
-        Snapshot(
-            mx.array(tensors[f"snapshots.{i}.state"]),
-            tensors[f"snapshots.{i}.log_kept"],
-            _count("texts", one["texts"]),
-            _text(one["text"]),
-            _count("tokens", one["tokens"]),
-        )
-        for i, one in enumerate(content["snapshots"])
-    ]
-    memory = Memory(
-        Identity(**content["identity"]),
-        mx.array(tensors["state"]),
-        tensors["log_kept"],
-        [_text(text) for text in content["texts"]],
-        snapshots,
+def _built(description: dict[str, Any], tensors: dict[str, np.ndarray]) -> Content:
+    content = Content(
+        Identity(**description["identity"]),
+        _state("", tensors),
+        [
+            _text(text, tensors[f"{prefix}log_kept"])
+            for prefix, text in _numbered("texts", description["texts"])
+        ],
+        [
+            Snapshot(
+                _state(prefix, tensors),
+                _count("texts", one["texts"]),
+                _text(one["text"], tensors[f"{prefix}log_kept"]),
+                _count("tokens", one["tokens"]),
+            )
+            for prefix, one in _numbered("snapshots", description["snapshots"])
+        ],
     )
-    shapes = {(one.state.shape, one.log_kept.shape) for one in (memory, *snapshots)}
-    if shapes != {(memory.state.shape, memory.state.shape[:2])} or memory.state.ndim != 3:
+    shapes = {content.state.shape, *(one.state.shape for one in content.snapshots)}
+    kept = [*content.texts, *(one.text for one in content.snapshots)]
+    if (
+        len(shapes) > 1
+        or content.state.ndim != 3
+        or any(text.log_kept.shape != content.state.shape[:2] for text in kept)
+    ):
         raise ValueError("the shapes of its states differ")
-    return memory
+    return content
 
 
-def _text(content: dict[str, Any]) -> Text:
-    text = Text(**content)
+def _state(prefix: str, tensors: dict[str, np.ndarray]) -> mx.array:
+    state = tensors[f"{prefix}state"]
+    scale = tensors.get(f"{prefix}scale")
+    return mx.array(state if scale is None else state * scale)
+
+
+def _described(text: Text) -> dict[str, Any]:
+    described = dataclasses.asdict(text)
+    del described["log_kept"]
+    return described
+
+
+def _text(description: dict[str, Any], log_kept: np.ndarray) -> Text:
+    text = Text(**description, log_kept=log_kept)
     for name in ("name", "sha256", "read_at"):
         if not isinstance(getattr(text, name), str):
             raise ValueError(f"{name} is no text")
@@ -124,8 +170,9 @@ def _count(name: str, value: Any) -> int:
     return value
 
 
-def _numbered(snapshots: list[Snapshot]) -> list[tuple[str, Snapshot]]:
-    return [(f"snapshots.{i}.", snapshot) for i, snapshot in enumerate(snapshots)]
+def _numbered(name: str, items: list[Any]) -> list[tuple[str, Any]]:
+    """The items with the beginnings of the names of their tensors."""
+    return [(f"{name}.{i}.", item) for i, item in enumerate(items)]
 
 
 def _digest(description: str, tensors: dict[str, np.ndarray]) -> str:

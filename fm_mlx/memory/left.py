@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 from fm_mlx.memory.memory import Memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """Tokens that were read one after the other, and what is left of them.
 
@@ -30,12 +31,24 @@ class Part:
 def parts_left(memory: Memory) -> list[Part]:
     """What is left of the tokens between two snapshots, from the first token to the last.
 
-    With A(t) the product of 1 - theta over the tokens after t, the tokens from s to t have the
-    weight A(t) - A(s) (the recurrence of arXiv:2511.00315 written out). The first part is what
-    the rows held before anything was read.
+    The first part is what the rows held before anything was read.
     """
-    kept = [(snapshot.tokens, snapshot.log_kept) for snapshot in memory.snapshots]
-    kept = [(0, np.zeros_like(memory.log_kept)), *kept]
+    return _parts(memory, [(one.tokens, one.text.log_kept) for one in memory.snapshots])
+
+
+def texts_left(memory: Memory) -> list[Part]:
+    """What is left of each text, in their order; before them, of what the rows held at first."""
+    ends = accumulate(text.tokens for text in memory.texts)
+    return _parts(memory, list(zip(ends, (text.log_kept for text in memory.texts), strict=True)))
+
+
+def _parts(memory: Memory, cuts: Sequence[tuple[int, np.ndarray]]) -> list[Part]:
+    """The parts between the tokens after which the sum of log(1 - theta) is known.
+
+    With A(t) the product of 1 - theta over the tokens after t, the tokens from s to t have the
+    weight A(t) - A(s) (the recurrence of arXiv:2511.00315 written out).
+    """
+    kept = [(0, np.zeros_like(memory.log_kept)), *cuts]
     if kept[-1][0] < memory.tokens_seen:
         kept.append((memory.tokens_seen, memory.log_kept))
     left = [(tokens, np.exp(memory.log_kept - log_kept)) for tokens, log_kept in kept]

@@ -1,23 +1,23 @@
-"""Reading texts of any length into a memory, a piece at a time."""
+"""Reading a text of any length, a piece at a time: from a state to the states after each piece."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import accumulate, chain
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import generation_stream, wired_limit
+from mlx_lm.models.cache import ArraysCache
 
-from fm_mlx.cache import WatchedCache, state_of
-from fm_mlx.memory.identity import identity_of
-from fm_mlx.memory.memory import Memory, Text, put_state
+from fm_mlx.cache import WatchedCache, set_state, state_of
+from fm_mlx.memory.records import Text
 from fm_mlx.model import Model
 from fm_mlx.prefill import prefill
 from fm_mlx.support.files import check_regular
@@ -30,155 +30,95 @@ PIECE = 2048
 Readable = str | Path | Iterable[str] | TextIO
 
 
-def remember(
+def read_text(
     model: Model,
     tokenizer: Any,
     text: Readable,
-    memory: Memory | None = None,
+    state: mx.array,
+    done: Text,
     *,
-    name: str | None = None,
-    progress: Callable[[Memory], None] | None = None,
-) -> Memory:
-    """Read a text, and return what is remembered of it.
+    first: bool,
+    before: int = 0,
+    until: int | None = None,
+) -> Iterator[tuple[mx.array, Text]]:
+    """Read a text on from where it was left; the state and the record of it after each piece.
 
     Args:
-        model: the model, from `fm_mlx.load`.
+        model: the model.
         tokenizer: its tokenizer.
-        text: text, the path of a UTF-8 file, an open text file, or pieces of text.
-        memory: what was read before; it stays as it is. None: nothing.
-        name: what to call the text; its file's name if it has one, else "text".
-        progress: called after each piece of 2,048 tokens with the memory as it is then.
+        text: the text from its beginning.
+        state: the states of all layers, (layers, m, d) float32.
+        done: what was read of the text.
+        first: nothing was read before this text, so that special tokens may stand before it.
+        before: how many tokens of other texts were read, for messages.
+        until: stop after so many tokens of this text.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the text is empty, or another model read the memory.
+        ValueError: the text is empty, ends before `until`, or begins with something else than
+            what was read of it.
         NotFiniteError: the model computes NaN; names the first layer that does.
     """
-    if memory is None:
-        memory = Memory.empty(model, tokenizer)
-    else:
-        memory.identity.check(identity_of(model, tokenizer), "the memory")
-    reading = read(memory, model, tokenizer, text, name=name)
-    for memory in reading:
-        if progress is not None:
-            progress(memory)
-    return memory
-
-
-def read(
-    memory: Memory, model: Model, tokenizer: Any, text: Readable, *, name: str | None = None
-) -> Iterator[Memory]:
-    """Read a text piece by piece; each step is the memory after one more piece.
-
-    The reading may be left after any step. If the last text of the memory is not complete, this
-    text must begin with what was read of it, and the reading goes on there, to the same bits.
-
-    Args:
-        memory: a memory of this model; it stays as it is.
-        model, tokenizer, text, name: as for `remember`.
-
-    Raises:
-        ValueError: the text is empty, or it is not the one that was begun.
-    """
-    return _read(memory, model, tokenizer, text, name or _name_of(text))
-
-
-def rewind(
-    memory: Memory, model: Model, tokenizer: Any, tokens: int, source: str | Path | None = None
-) -> Memory:
-    """The memory as it was after its first tokens, read again from the snapshot before.
-
-    Args:
-        memory: a memory of this model; it stays as it is.
-        model: the model.
-        tokenizer: its tokenizer.
-        tokens: how many tokens to keep, from 0.
-        source: the text that the last of them stands in, or the path of its file.
-
-    Raises:
-        ValueError: there is no such token; or no snapshot is kept there, and the source is
-            absent, another text, or begins after the snapshot.
-    """
-    seen = memory.tokens_seen
-    if not 0 <= tokens <= seen:
-        raise ValueError(f"cannot rewind to token {tokens:,}; allowed are 0 to {seen:,}")
-    memory.identity.check(identity_of(model, tokenizer), "the memory")
-    if tokens == seen:
-        return memory.branch()
-    kept = [snapshot for snapshot in memory.snapshots if snapshot.tokens <= tokens]
-    back = memory.at(kept[-1]) if kept and tokens else Memory.empty(model, tokenizer)
-    if back.tokens_seen == tokens:
-        return back
-    if source is None:
-        raise ValueError(
-            f"no snapshot after {tokens:,} tokens, and no source to read again; "
-            f"{memory.nearest(tokens)}"
-        )
-    ends = list(accumulate(text.tokens for text in memory.texts))
-    number = next(i for i, end in enumerate(ends) if end >= tokens)
-    text = memory.texts[number]
-    if back.tokens_seen < ends[number] - text.tokens:
-        raise ValueError(
-            f"the snapshot before token {tokens:,} is after {back.tokens_seen:,}, "
-            f"which is before {text.name} begins; {memory.nearest(tokens)}"
-        )
-    _after(text, _pieces_of(source))  # that it is the whole of what was read
-    *_, back = _read(back, model, tokenizer, source, text.name, until=tokens)
-    return back
-
-
-def _read(
-    memory: Memory,
-    model: Model,
-    tokenizer: Any,
-    text: Readable,
-    name: str,
-    until: int | None = None,
-) -> Iterator[Memory]:
-    """`read`, to its end or until so many tokens were read, those of other texts included."""
-    last = memory.texts[-1] if memory.texts else None
-    begun = last if last is not None and not last.complete else None
-    earlier = memory.texts[:-1] if begun else list(memory.texts)
-    done = begun or Text(name, "", 0, 0, 0, complete=False, read_at="")
     characters, sha256 = _after(done, _pieces_of(text))
     blocks = _Blocks(done, sha256)
-
+    log_kept = done.log_kept
     cache = [WatchedCache() for _ in model.layers]
-    put_state(cache, memory.state, model.args.num_active_states)
+    put_state(cache, state, model.args.num_active_states)
 
-    def after(memory: Memory, count: int, ends: bool = False) -> Memory:
-        where = f"reading stopped within the first {memory.tokens_seen + count:,} tokens"
+    def after(count: int, ends: bool = False) -> tuple[mx.array, Text]:
+        nonlocal log_kept
         tokens = blocks.take(count)
+        where = f"reading stopped within the first {before + blocks.taken:,} tokens"
         with wired_limit(model, cast(Any, [generation_stream])), mx.stream(generation_stream):
             prefill(model, tokens, cache, where)
-            log_kept = np.array(mx.stack([layer.take_log_kept() for layer in cache]))
+            log_kept = log_kept + np.array(mx.stack([layer.take_log_kept() for layer in cache]))
             state = mx.concatenate([cast(mx.array, state_of(layer)) for layer in cache])
             mx.eval(state)
-        return memory.followed_by(
-            state, memory.log_kept + log_kept, [*earlier, blocks.read(done, complete=ends)]
-        )
+        return state, blocks.read(done, log_kept, complete=ends)
 
     for block in encode_blocks(
         tokenizer,
         characters,
-        False if earlier else None,
+        None if first else False,
         inside=done.bytes > 0,
         closed=False,
     ):
         blocks.add(block)
-        while blocks.waiting > PIECE and (until is None or until - memory.tokens_seen > PIECE):
-            memory = after(memory, PIECE)
-            yield memory
-        if until is not None and until - memory.tokens_seen <= blocks.waiting:
-            yield after(memory, until - memory.tokens_seen)
+        while blocks.waiting > PIECE and (until is None or until - blocks.taken > PIECE):
+            yield after(PIECE)
+        if until is not None and until - blocks.taken <= blocks.waiting:
+            yield after(until - blocks.taken)
             return
     if blocks.waiting <= 0 or until is not None:
         raise ValueError(
             f"this is not the text {done.name} that was read: it ends before"
             if done.tokens or until is not None
-            else f"{name} has no text"
+            else f"{done.name} has no text"
         )
-    yield after(memory, blocks.waiting, ends=True)
+    yield after(blocks.waiting, ends=True)
+
+
+def check_source(text: Readable, done: Text) -> None:
+    """Raise unless a text begins with what was read of it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the text begins with something else.
+    """
+    _after(done, _pieces_of(text))
+
+
+def put_state(cache: Iterable[ArraysCache], states: mx.array, num_active: int) -> None:
+    """Put the states (layers, m, d) of a memory into caches; k is that of the steps to come."""
+    for layer, state in zip(cache, states, strict=True):
+        set_state(layer, state[None], num_active)
+
+
+def name_of(text: Readable) -> str:
+    """What a text is called: its file's name without the folder if it has one, else "text"."""
+    if isinstance(text, Path):
+        return text.name
+    return Path(str(getattr(text, "name", "text"))).name
 
 
 class _Blocks:
@@ -189,7 +129,7 @@ class _Blocks:
         self._sha256 = sha256
         self._bytes = begun.bytes
         self._beyond = begun.beyond
-        self._tokens = begun.tokens
+        self.taken = begun.tokens
         self.waiting = -begun.beyond  # the first block was read in part
 
     def add(self, block: Block) -> None:
@@ -211,19 +151,20 @@ class _Blocks:
                 self._beyond = 0
                 self._queue.popleft()
         self.waiting -= count
-        self._tokens += count
+        self.taken += count
         return taken
 
-    def read(self, text: Text, complete: bool) -> Text:
+    def read(self, text: Text, log_kept: np.ndarray, complete: bool) -> Text:
         """The record of the text as far as its tokens were taken."""
         return replace(
             text,
             sha256=self._sha256.hexdigest(),
             bytes=self._bytes,
             beyond=self._beyond,
-            tokens=self._tokens,
+            tokens=self.taken,
             complete=complete,
             read_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            log_kept=log_kept,
         )
 
 
@@ -249,12 +190,6 @@ def _after(begun: Text, pieces: Iterable[str]) -> tuple[Iterator[str], Any]:
             f"its first {begun.bytes:,} bytes are others"
         )
     return chain([rest.decode()], pieces), sha256
-
-
-def _name_of(text: Readable) -> str:
-    if isinstance(text, Path):
-        return text.name
-    return Path(str(getattr(text, "name", "text"))).name
 
 
 def _pieces_of(text: Readable) -> Iterator[str]:

@@ -15,6 +15,7 @@ from fm_mlx.registry import register
 
 if TYPE_CHECKING:
     from fm_mlx import ops
+    from fm_mlx.batch import batch_generate
     from fm_mlx.generation import generate, stream_generate
     from fm_mlx.layer import FactorizationMemory
     from fm_mlx.loading import load
@@ -26,6 +27,7 @@ __all__ = [
     "Memory",
     "Model",
     "ModelArgs",
+    "batch_generate",
     "generate",
     "load",
     "ops",
@@ -43,6 +45,7 @@ _HOME = {
     "Memory": "fm_mlx.memory",
     "Model": "fm_mlx.model",
     "ModelArgs": "fm_mlx.model",
+    "batch_generate": "fm_mlx.batch",
     "generate": "fm_mlx.generation",
     "load": "fm_mlx.loading",
     "remember": "fm_mlx.memory",

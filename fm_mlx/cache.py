@@ -34,7 +34,24 @@ _ENTRIES = 6
 _LARGEST_DENSE = 40_000
 
 
-class WatchedCache(ArraysCache):
+class WritesSeen(ArraysCache):
+    """A cache of one state that is told what every forward pass writes to it."""
+
+    def __init__(self):
+        super().__init__(size=1)
+
+    def watch(self, theta: mx.array, values: mx.array, state: mx.array) -> None:
+        """See what a pass of T tokens writes.
+
+        Args:
+            theta: the rates with which rows are written, (B, T, m).
+            values: (B, T, d).
+            state: what is written to, (B, m, d) float32.
+        """
+        raise NotImplementedError
+
+
+class WatchedCache(WritesSeen):
     """A cache of one state that also sums up how much its rows keep of what they held.
 
     A token that writes with the rate theta keeps 1 - theta of a row; the logarithm of what is
@@ -46,11 +63,11 @@ class WatchedCache(ArraysCache):
     _LEAST_KEPT = 1e-30
 
     def __init__(self):
-        super().__init__(size=1)
+        super().__init__()
         self._log_kept = mx.array(0.0)
 
-    def watch(self, theta: mx.array) -> None:
-        """Count tokens whose rows are written with the rates theta (1, T, m)."""
+    def watch(self, theta: mx.array, values: mx.array, state: mx.array) -> None:
+        """Count the tokens of a pass; a batch of one."""
         kept = mx.maximum(1 - theta, self._LEAST_KEPT)
         self._log_kept = self._log_kept + mx.log(kept).sum(axis=(0, 1))
 
@@ -58,6 +75,34 @@ class WatchedCache(ArraysCache):
         """Sum of log(1 - theta) over the tokens since the last call, (m,) float32."""
         kept, self._log_kept = self._log_kept, mx.array(0.0)
         return kept
+
+
+class RewindableCache(WritesSeen):
+    """A cache of one state that can go back to any token of the last forward pass.
+
+    A token's write depends on the tokens before it and on no later one. So the writes of a
+    pass, and the state before it, are all it takes to have the state after its first tokens.
+    """
+
+    def __init__(self, state: mx.array | None):
+        super().__init__()
+        self[0] = state
+
+    def watch(self, theta: mx.array, values: mx.array, state: mx.array) -> None:
+        """Keep what a pass writes, and the state before it, until the next pass."""
+        self._pass = theta, values, state
+
+    def rewind(self, tokens: int) -> None:
+        """Put the state after the first tokens of the last pass, 1 to T, into the cache.
+
+        h_n = prod_{s<=n} (1 - theta_s) * h_0 + sum_{s<=n} theta_s prod_{s<r<=n} (1 - theta_r) v_s
+        """
+        theta, values, state = self._pass
+        if tokens < theta.shape[1]:
+            theta, values = theta[:, :tokens], values[:, :tokens].astype(mx.float32)
+            keep = 1 - theta
+            to_end = theta * mx.cumprod(keep, axis=1, reverse=True, inclusive=False)
+            self[0] = keep.prod(axis=1)[..., None] * state + to_end.swapaxes(1, 2) @ values
 
 
 def cache_entries(num_rows: int, num_active: int, width: int) -> int:

@@ -120,8 +120,6 @@ class FactorizationMemory(nn.Module):
 
     def _on_all_rows(self, routing, values, mask, cache, initial_state, reset_positions):
         theta, phi = routing
-        if isinstance(cache, caches.WatchedCache):
-            cache.watch(theta)
         state = None if cache is None else caches.state_of(cache)
         if state is None:
             state = initial_state
@@ -129,6 +127,8 @@ class FactorizationMemory(nn.Module):
             state = mx.zeros(theta.shape[-1:] + values.shape[-1:], mx.float32)
         # the initial state of a fresh cache is there once for the whole batch
         state = mx.broadcast_to(state, (len(values), *state.shape[-2:]))
+        if isinstance(cache, caches.WritesSeen):
+            cache.watch(theta, values, state)
         if reset_positions is not None:
             y, state = ops.memory_scan(
                 theta,

@@ -27,7 +27,7 @@ FLOORS = [
     ["model", "weights", "registry"],
     ["loading", "text", "chat", "finite"],
     ["prefill", "memory"],
-    ["generation"],
+    ["generation", "batch", "speculative", "drafting"],
     ["lora", "convert", "perf", "serving"],
     ["commands"],
 ]

@@ -53,6 +53,8 @@ def test_read_and_ask(book, tmp_path, capsys):
     assert cli.main(["generate", "--memory", str(made), *options]) == 0
     expected = fm_mlx.generate(model, tokenizer, "And", max_tokens=12, memory=memory)
     assert capsys.readouterr().out == expected + "\n"
+    assert cli.main(["memory", "ask", str(made), *options[1:]]) == 0
+    assert capsys.readouterr().out == expected + "\n"
 
 
 def test_standard_input_and_append(made, tmp_path, monkeypatch, capsys):

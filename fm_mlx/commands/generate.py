@@ -21,15 +21,23 @@ _LONGEST_TEMPLATE = 1_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", help="model folder or Hugging Face repository (default: the packaged model)"
-    )
-    parser.add_argument("--adapter-path", help="folder of LoRA adapters")
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", "-p", help="text to go on from; '-' reads standard input")
     prompt.add_argument(
         "--prompt-file", metavar="FILE", help="UTF-8 text of any length; '-' reads standard input"
     )
+    state = parser.add_mutually_exclusive_group()
+    state.add_argument("--memory", metavar="FILE", help="memory to go on from (fm-mlx memory)")
+    state.add_argument("--prompt-cache-file", help="saved state to go on from")
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what can be said of any generation: the model, its sampling, the drafts, the output."""
+    parser.add_argument(
+        "--model", help="model folder or Hugging Face repository (default: the packaged model)"
+    )
+    parser.add_argument("--adapter-path", help="folder of LoRA adapters")
     parser.add_argument(
         "--max-tokens",
         "-m",
@@ -65,9 +73,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ignore-chat-template", action="store_true", help="use the prompt as it stands"
     )
-    state = parser.add_mutually_exclusive_group()
-    state.add_argument("--memory", metavar="FILE", help="memory to go on from (fm-mlx memory)")
-    state.add_argument("--prompt-cache-file", help="saved state to go on from")
+    drafts = parser.add_mutually_exclusive_group()
+    drafts.add_argument(
+        "--draft-model", help="smaller model of the same tokenizer that drafts tokens to be checked"
+    )
+    drafts.add_argument(
+        "--prompt-lookup",
+        action="store_true",
+        help="draft what followed the last tokens where they stood before in the text",
+    )
+    parser.add_argument(
+        "--num-draft-tokens",
+        type=whole(1),
+        help="most tokens to draft at a time (3 with a draft model, 8 with --prompt-lookup)",
+    )
     parser.add_argument(
         "--verbose",
         type=lambda text: text.lower() not in ("false", "f"),
@@ -93,7 +112,11 @@ def _generate(args: argparse.Namespace, text: str | FileText) -> int:
     from fm_mlx.generation import stream_generate, summary
     from fm_mlx.loading import check_state, load, load_state
     from fm_mlx.memory import Memory
+    from fm_mlx.support.random_state import preserved
 
+    drafting = args.prompt_lookup or args.draft_model is not None
+    if args.num_draft_tokens is not None and not drafting:
+        raise ValueError("--num-draft-tokens takes --draft-model or --prompt-lookup")
     if args.seed is not None:
         mx.random.seed(args.seed)
     memory = None if args.memory is None else Memory.load(args.memory)
@@ -111,6 +134,10 @@ def _generate(args: argparse.Namespace, text: str | FileText) -> int:
     )
     if args.prompt_cache_file is not None and cache is not None:
         check_state(cache, model, args.prompt_cache_file)
+    draft_model = None
+    if args.draft_model is not None:
+        with preserved():  # a seed gives the text that it gives without drafts
+            draft_model = _load_draft_model(args, tokenizer)
     for token in args.extra_eos_token:
         tokenizer.add_eos_token(token)
     templated = tokenizer.has_chat_template and not args.ignore_chat_template
@@ -132,6 +159,9 @@ def _generate(args: argparse.Namespace, text: str | FileText) -> int:
         args.max_tokens,
         prompt_cache=cache,
         memory=memory,
+        draft_model=draft_model,
+        prompt_lookup=args.prompt_lookup,
+        num_draft_tokens=args.num_draft_tokens,
         prefill_step_size=args.prefill_step_size,
         prompt_progress_callback=progress,
         add_special_tokens=not templated and memory is None,
@@ -151,14 +181,18 @@ def _generate(args: argparse.Namespace, text: str | FileText) -> int:
     if args.verbose:
         print("=" * 10)
     print(response.text, end="", flush=True)
+    drafted = response.from_draft
     for response in responses:
         print(response.text, end="", flush=True)
+        drafted += response.from_draft
     print()
     if args.verbose:
         print("=" * 10)
         first, *others = summary(response)
         seconds = response.prompt_tokens / response.prompt_tps
         print(f"{first}, {seconds:.3f} s", *others, sep="\n")
+        if drafting:
+            print(f"Drafts: {drafted} of the {response.generation_tokens} tokens")
         if progress.settled_peak is not None and response.prompt_tokens > SETTLED:
             growth = (mx.get_peak_memory() - progress.settled_peak) / 1e6
             print(f"Memory growth past 4k tokens: {growth:.1f} MB")
@@ -170,6 +204,28 @@ def _model_of_state(asked: str | None, saved: str | None) -> str | None:
     if asked is not None and saved is not None and asked != saved:
         raise ValueError(f"--prompt-cache-file was made by {saved}, not by --model {asked}")
     return asked or saved
+
+
+def _load_draft_model(args: argparse.Namespace, tokenizer: Any) -> Any:
+    """The model that drafts, ours or mlx-lm's, which must have the same tokenizer."""
+    import mlx_lm
+
+    from fm_mlx.loading import BAD_FILES, find_model, load
+    from fm_mlx.model import MODEL_TYPE
+    from fm_mlx.support.files import brief, read_json_object
+
+    folder = find_model(args.draft_model)
+    options = {"trust_remote_code": args.trust_remote_code}
+    if read_json_object(folder / "config.json").get("model_type") == MODEL_TYPE:
+        model, its_tokenizer = load(folder, **options)
+    else:
+        try:
+            model, its_tokenizer = mlx_lm.load(str(folder), **options)[:2]
+        except BAD_FILES as error:
+            raise ValueError(f"--draft-model {folder} cannot be used: {brief(error)}") from error
+    if its_tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"--draft-model {folder} has another tokenizer than the model")
+    return model
 
 
 def _in_chat_template(

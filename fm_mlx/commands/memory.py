@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fm_mlx.commands import generate
 from fm_mlx.commands import memory_report as report
 from fm_mlx.commands.arguments import number, whole
 from fm_mlx.commands.reading import FileText, Progress, open_prompt
@@ -31,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     read.add_argument("--output", "-o", required=True, metavar="MEMORY", help="file to write")
     read.add_argument("--overwrite", action="store_true", help="replace a memory that is there")
     read.set_defaults(task=_read)
+
+    ask = tasks.add_parser("ask", help="go on from a memory; the file stays as it is")
+    ask.add_argument("memory", help="file of the memory")
+    ask.add_argument("prompt", help="text to go on from; '-' reads standard input")
+    generate.add_options(ask)
+    ask.set_defaults(task=generate.run, prompt_file=None, prompt_cache_file=None)
 
     append = tasks.add_parser("append", help="read one more text into a memory")
     append.add_argument("memory", help="file of the memory; changed in place")

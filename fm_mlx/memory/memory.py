@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -14,8 +15,9 @@ from mlx_lm.models.cache import ArraysCache
 
 from fm_mlx.memory import file
 from fm_mlx.memory.identity import Identity, identity_of
-from fm_mlx.memory.reading import Readable, check_source, name_of, put_state, read_text
+from fm_mlx.memory.reading import Readable, check_source, name_of, read_text
 from fm_mlx.memory.records import Snapshot, Text, thinned
+from fm_mlx.memory.states import cache_from
 from fm_mlx.model import Model
 
 
@@ -45,7 +47,9 @@ class Memory:
         shape = (args.num_memory_states, args.memory_size)
         learned = model.initial_memory.states()
         states = [mx.zeros(shape, mx.float32) if state is None else state for state in learned]
-        return cls(identity_of(model, tokenizer), mx.stack(states))
+        state = mx.stack(states)
+        mx.eval(state)  # an array that waits belongs to one thread
+        return cls(identity_of(model, tokenizer), state)
 
     @classmethod
     def load(cls, path: str | Path) -> Memory:
@@ -86,6 +90,11 @@ class Memory:
     def log_kept(self) -> np.ndarray:
         """Sum of log(1 - theta) over all tokens for each row, (layers, m) float64."""
         return self.texts[-1].log_kept if self.texts else np.zeros(self.state.shape[:2])
+
+    @property
+    def digest(self) -> bytes:
+        """The sha256 of the states: what a model goes on from, whatever led there."""
+        return hashlib.sha256(np.array(self.state).tobytes()).digest()
 
     def branch(self) -> Memory:
         """A memory that goes its own way from here; it shares all arrays until it does."""
@@ -269,10 +278,3 @@ def remember(
     """
     memory = Memory.empty(model, tokenizer) if memory is None else memory
     return memory.append(model, tokenizer, text, name=name, progress=progress)
-
-
-def cache_from(model: Model, state: mx.array) -> list[ArraysCache]:
-    """Caches from which a model goes on with the states (layers, m, d) float32."""
-    made = model.make_cache()
-    put_state(made, state, model.args.num_active_states)
-    return made

@@ -14,10 +14,10 @@ from typing import Any, TextIO, cast
 import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import generation_stream, wired_limit
-from mlx_lm.models.cache import ArraysCache
 
-from fm_mlx.cache import WatchedCache, set_state, state_of
+from fm_mlx.cache import WatchedCache
 from fm_mlx.memory.records import Text
+from fm_mlx.memory.states import put_states, states_of
 from fm_mlx.model import Model
 from fm_mlx.prefill import prefill
 from fm_mlx.support.files import check_regular
@@ -63,7 +63,7 @@ def read_text(
     blocks = _Blocks(done, sha256)
     log_kept = done.log_kept
     cache = [WatchedCache() for _ in model.layers]
-    put_state(cache, state, model.args.num_active_states)
+    put_states(cache, state, model.args.num_active_states)
 
     def after(count: int, ends: bool = False) -> tuple[mx.array, Text]:
         nonlocal log_kept
@@ -72,8 +72,7 @@ def read_text(
         with wired_limit(model, cast(Any, [generation_stream])), mx.stream(generation_stream):
             prefill(model, tokens, cache, where)
             log_kept = log_kept + np.array(mx.stack([layer.take_log_kept() for layer in cache]))
-            state = mx.concatenate([cast(mx.array, state_of(layer)) for layer in cache])
-            mx.eval(state)
+            state = states_of(cache)
         return state, blocks.read(done, log_kept, complete=ends)
 
     for block in encode_blocks(
@@ -106,12 +105,6 @@ def check_source(text: Readable, done: Text) -> None:
         ValueError: the text begins with something else.
     """
     _after(done, _pieces_of(text))
-
-
-def put_state(cache: Iterable[ArraysCache], states: mx.array, num_active: int) -> None:
-    """Put the states (layers, m, d) of a memory into caches; k is that of the steps to come."""
-    for layer, state in zip(cache, states, strict=True):
-        set_state(layer, state[None], num_active)
 
 
 def name_of(text: Readable) -> str:

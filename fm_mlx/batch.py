@@ -10,7 +10,7 @@ from mlx_lm.generate import batch_generate as batch_generate_of_tokens
 
 from fm_mlx.memory import Memory
 from fm_mlx.memory.identity import identity_of
-from fm_mlx.memory.states import cache_from
+from fm_mlx.memory.states import cache_from, first_states
 from fm_mlx.model import Model
 from fm_mlx.text import encode_pieces
 
@@ -41,6 +41,8 @@ def batch_generate(
         raise ValueError(f"there are {len(prompts)} prompts and {len(memories)} memories")
     tokens, caches = [], []
     identity = None if memories is None else identity_of(model, tokenizer)
+    # caches that hold nothing would be masked in every step by mlx-lm's batch
+    nothing = first_states(model)
     for i, prompt in enumerate(prompts):
         memory = memories[i] if memories is not None else None
         if isinstance(prompt, str):
@@ -50,10 +52,7 @@ def batch_generate(
         if not prompt:
             raise ValueError(f"prompt {i} is empty")
         tokens.append(list(prompt))
-        if memory is None:
-            caches.append(model.make_cache())
-            continue
-        assert identity is not None  # there are memories
-        memory.identity.check(identity, f"memory {i}")
-        caches.append(cache_from(model, memory.state))
+        if memory is not None and identity is not None:
+            memory.identity.check(identity, f"memory {i}")
+        caches.append(cache_from(model, nothing if memory is None else memory.state))
     return batch_generate_of_tokens(model, tokenizer, tokens, caches, max_tokens, **options)

@@ -66,6 +66,21 @@ def test_the_longest_beginning_and_never_the_whole_prompt():
     assert store.find(b"memory", [1, 2, 3]) == (0, None)
 
 
+def test_those_used_longest_ago_go_first():
+    """To be found, or put again, is to be used."""
+    store = PrefixStore(2 * 96)
+    store.put(b"", [1], state(1))
+    store.put(b"", [2], state(2))
+    assert number_of(store.find(b"", [1, 9])) == (1, 1)
+    store.put(b"", [3], state(3))
+    assert store.find(b"", [2, 9]) == (0, None)
+    store.put(b"", [1], state(4))
+    store.put(b"", [5], state(5))
+    assert store.find(b"", [3, 9]) == (0, None)
+    # the states after the same tokens are the same: those that are there are kept
+    assert number_of(store.find(b"", [1, 9])) == (1, 1)
+
+
 def test_tokens_are_not_run_together():
     """Numbers of several bytes, whose bytes in a row could be those of others."""
     store = PrefixStore(1000)

@@ -1,94 +1,46 @@
-"""Double-buffered memory through mlx-lm's generation, saved caches and server = the dense form."""
+"""Two buffers through mlx-lm's generation and caches; what the server's engine makes of work."""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from http.client import HTTPConnection
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from cases import REAL, TINY, tiny_model
-from laws import BUFFERED
-from mlx.utils import tree_flatten
 from mlx_lm import stream_generate
 from mlx_lm.models.cache import ArraysCache, load_prompt_cache, save_prompt_cache
-from tokenizers import Tokenizer, models, pre_tokenizers
+from mlx_lm.sample_utils import make_logits_processors
+from served import Heard, engine_of, expected, some_words, word_model, work_on
 
 import fm_mlx
-
-CONFIG = {
-    **TINY,
-    **BUFFERED,
-    # so many that a word reads rows of those before it, not its own only
-    "num_active_states": 32,
-    # of a small vocabulary a random model soon repeats a few words
-    "vocab_size": 2000,
-    "tie_word_embeddings": False,
-}
-
-# Of a server that starts, and of one reply, in seconds; both take a few at most.
-PATIENCE = 90
-
-# The command `fm-mlx`, on the device of the other tests.
-FM_MLX_ON_CPU = (
-    "import sys, mlx.core as mx; mx.set_default_device(mx.cpu); "
-    "from fm_mlx.commands.cli import main; sys.exit(main())"
-)
+from fm_mlx.memory import Memory
+from fm_mlx.serving.engine import Ended, Failed, Read, Reading, Remembered, Written
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A model with two buffers whose tokens are words: text goes back into the same tokens."""
-    folder = tmp_path_factory.mktemp("buffered")
-    words = ["<unk>", "</s>", *(f"w{i}" for i in range(2, CONFIG["vocab_size"]))]
-    vocabulary = {word: i for i, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    names = {"eos_token": "</s>", "unk_token": "<unk>"}
-    tokenizer_config = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
-    config = {"model_type": "factorization_memory", **CONFIG}
-    (folder / "config.json").write_text(json.dumps(config))
-    weights = dict(tree_flatten(tiny_model(REAL, **CONFIG).parameters()))
-    # far apart enough that rounding does not change which token is the likeliest
-    weights["lm_head.weight"] = mx.random.normal(weights["lm_head.weight"].shape)
-    # never the end: every text has the length that was asked for
-    weights["lm_head.weight"][:2] = 0
-    # what was read is as large as the token itself: the text depends on it
-    for name in weights:
-        if name.endswith("out_proj.weight"):
-            weights[name] = 5 * weights[name]
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
-    return folder
+    return word_model(tmp_path_factory.mktemp("buffered"))
 
 
 @pytest.fixture(scope="module")
 def buffered(folder):
     """(model, tokenizer) of the folder; the model's own cache has two buffers."""
     model, tokenizer = fm_mlx.load(folder)
+    mx.eval(model.parameters())
     cache = model.make_cache()
     assert [len(layer.cache) for layer in cache] == [6, 6]
     return model, tokenizer
 
 
+@pytest.fixture(scope="module")
+def packaged():
+    model, tokenizer = fm_mlx.load()
+    mx.eval(model.parameters())
+    return model, tokenizer
+
+
 def dense_cache(model) -> list[ArraysCache]:
     return [ArraysCache(size=1) for _ in model.layers]
-
-
-def some_words(count: int, seed: int) -> str:
-    numbers = np.random.default_rng(seed).integers(2, CONFIG["vocab_size"], count)
-    return " ".join(f"w{i}" for i in numbers)
 
 
 def generated(loaded, prompt: str, count: int, cache=None) -> str:
@@ -125,185 +77,263 @@ def test_saved_and_loaded(buffered, tmp_path):
     assert generated(buffered, second, 30, load_prompt_cache(path)) == wanted
 
 
-@dataclass(frozen=True)
-class Server:
-    """A server on this machine."""
+class TestEngine:
+    @pytest.mark.parametrize(("step", "concurrency"), [(512, 32), (13, 3)])
+    def test_texts_at_once_are_those_alone(self, buffered, step, concurrency):
+        """Of all lengths, with memories and without, more of them than are worked on at once."""
+        memory = fm_mlx.remember(*buffered, some_words(50, seed=3))
+        kept = np.array(memory.state)
+        asked = [(1, 30), (3, 40), (30, 20), (65, 1), (130, 7), (40, 25), (700, 12), (2, 60)]
+        prompts = [some_words(length, seed=length) for length, _ in asked]
+        with engine_of(buffered, prefill_step_size=step, decode_concurrency=concurrency) as engine:
+            works = []
+            for number, (prompt, (_, count)) in enumerate(zip(prompts, asked, strict=True)):
+                own = {"memory": memory, "root": b"memory"} if number % 2 else {}
+                works.append(
+                    (prompt, count, own.get("memory"), work_on(buffered, prompt, count, **own))
+                )
+                engine.submit(works[-1][3][0])
+            for prompt, count, own, (work, heard) in works:
+                assert heard.last() == Ended("length", count, 0)
+                assert heard.text == expected(buffered, prompt, count, memory=own)
+                reads = [event for event in heard.events if isinstance(event, Read)]
+                assert reads[-1] == Read(len(work.tokens), len(work.tokens))
+                assert [read.done for read in reads] == sorted({read.done for read in reads})
+        assert np.array_equal(np.array(memory.state), kept)
 
-    port: int
+    def test_texts_that_end_by_themselves(self, packaged):
+        """At the token for the end, which is not shown."""
+        _, tokenizer = packaged
+        (end,) = tokenizer.eos_token_ids
+        prompts = ["And God said", "Then", "In the beginning"]
+        with engine_of(packaged) as engine:
+            for bias in (0, 8, 100):
+                works = []
+                for prompt in prompts:
+                    biased = make_logits_processors({end: bias})
+                    works.append(work_on(packaged, prompt, 40, logits_processors=biased))
+                    engine.submit(works[-1][0])
+                for prompt, (_, heard) in zip(prompts, works, strict=True):
+                    processors = make_logits_processors({end: bias})
+                    replies = list(
+                        fm_mlx.stream_generate(*packaged, prompt, 40, logits_processors=processors)
+                    )
+                    last = heard.last()
+                    assert isinstance(last, Ended)
+                    assert heard.text == "".join(reply.text for reply in replies)
+                    assert last.reason == replies[-1].finish_reason
+                    assert last.completion_tokens == replies[-1].generation_tokens
+        assert (last.reason, last.completion_tokens, heard.text) == ("stop", 1, "")
 
-    def is_healthy(self) -> bool:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == 200
-        except ConnectionError:
-            return False
-        finally:
-            connection.close()
+    def test_penalties_see_the_text_alone(self, buffered):
+        def processors():
+            return make_logits_processors(repetition_penalty=1.5, presence_penalty=1.0)
 
-    def pieces(self, prompt: str, count: int) -> Iterator[str]:
-        """The greedy text, as it comes."""
-        connection = self._posted(prompt, count, stream=True)
-        try:
-            for line in connection.getresponse():
-                data = line.decode().strip()
-                # lines that begin with a colon tell how much of the prompt was read
-                if data.startswith("data: {"):
-                    yield json.loads(data.removeprefix("data: "))["choices"][0]["text"]
-        finally:
-            connection.close()
+        prompt = "w7 w8 w9 w7"
+        wanted = expected(buffered, prompt, 30, logits_processors=processors())
+        assert wanted != expected(buffered, prompt, 30)
+        with engine_of(buffered) as engine:
+            others = [work_on(buffered, some_words(9, seed=i), 20) for i in range(3)]
+            works = [work_on(buffered, prompt, 30, logits_processors=processors()) for _ in "ab"]
+            for work, _ in [*others, *works]:
+                engine.submit(work)
+            assert {(heard.last(), heard.text)[1] for _, heard in works} == {wanted}
+            # with most of the prompt from the store
+            work, heard = work_on(buffered, prompt, 30, logits_processors=processors())
+            engine.submit(work)
+            assert heard.last() == Ended("length", 30, 3)
+            assert heard.text == wanted
 
-    def completion(self, prompt: str, count: int) -> tuple[str, int]:
-        """The greedy text, and how many tokens of the prompt the server had read before."""
-        connection = self._posted(prompt, count)
-        try:
-            response = connection.getresponse()
-            content = response.read()
-            assert response.status == 200, content
-        finally:
-            connection.close()
-        reply = json.loads(content)
-        cached = reply["usage"]["prompt_tokens_details"]["cached_tokens"]
-        return reply["choices"][0]["text"], cached
+    def test_a_prompt_goes_on_from_what_is_kept(self, buffered):
+        """A second turn, the same prompt again, and branches, none of which touches another."""
 
-    def posted(self, path: str, body: bytes) -> tuple[int, bytes]:
-        """Status and body of the answer to a request."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        try:
-            connection.request("POST", path, body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
+        def answer(prompt: str, count: int) -> tuple[str, int]:
+            work, heard = work_on(buffered, prompt, count)
+            engine.submit(work)
+            last = heard.last()
+            assert isinstance(last, Ended)
+            assert last.cached_tokens < heard.first(Read).done <= len(work.tokens)
+            return heard.text, last.cached_tokens
 
-    def _posted(self, prompt: str, count: int, stream: bool = False) -> HTTPConnection:
-        body = {"prompt": prompt, "max_tokens": count, "temperature": 0, "stream": stream}
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        headers = {"Content-Type": "application/json"}
-        connection.request("POST", "/v1/completions", json.dumps(body), headers)
-        return connection
+        first = some_words(300, seed=20)
+        with engine_of(buffered) as engine:
+            reply, cached = answer(first, 20)
+            assert (reply, cached) == (expected(buffered, first, 20), 0)
+            turn = f"{first} {reply} {some_words(5, seed=21)}"
+            other = f"{first} {reply} {some_words(5, seed=22)}"
+            for prompt, wanted in [(turn, 320), (other, 320), (first, 299), (turn, 324)]:
+                assert answer(prompt, 15) == (expected(buffered, prompt, 15), wanted)
+            # a prompt and its whole reply: from within the reply, and then one token is left
+            assert [answer(f"{first} {reply}", 5)[1] for _ in "ab"] == [315, 319]
+            # an edit in the middle: from the place before it
+            words = first.split()
+            edited = " ".join([*words[:200], "w3", *words[201:]])
+            # places are 64, 128, 256 tokens before the last but one
+            assert answer(edited, 10) == (expected(buffered, edited, 10), 299 - 128)
 
+    def test_without_room_for_states(self, buffered):
+        with engine_of(buffered, cache_bytes=0) as engine:
+            for _ in range(2):
+                work, heard = work_on(buffered, "w5 w6 w7", 8)
+                engine.submit(work)
+                assert heard.last() == Ended("length", 8, 0)
+                assert heard.text == expected(buffered, "w5 w6 w7", 8)
 
-@pytest.fixture(scope="module")
-def server(folder) -> Iterator[Server]:
-    """``fm-mlx server`` on the folder, in a process of its own that can be ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", FM_MLX_ON_CPU, "server", "--model", folder, "--port", port]
-    log = folder / "server.log"
-    # a cache of the hub that is not there
-    environment = os.environ | {"HF_HOME": str(folder / "nowhere")}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            list(map(str, command)), stdout=output, stderr=output, env=environment
-        )
-    try:
-        server, deadline = Server(port), time.monotonic() + PATIENCE
-        while not server.is_healthy():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(timeout=10)
+    def test_what_raises_hits_those_it_is_computed_with_and_no_later_one(self, buffered):
+        def broken(tokens, logits):
+            if len(tokens) > 6:
+                raise RuntimeError("a step\nthat fails")
+            return logits
 
+        with engine_of(buffered) as engine:
+            works = [work_on(buffered, "w3 w4", 10**6) for _ in range(2)]
+            works.append(work_on(buffered, "w3 w4", 20, logits_processors=[broken]))
+            for work, _ in works:
+                engine.submit(work)
+            for _, heard in works:
+                assert heard.last() == Failed("RuntimeError: a step\nthat fails", 500)
+            work, heard = work_on(buffered, "w3 w4", 8)
+            engine.submit(work)
+            assert isinstance(heard.last(), Ended)
+            assert heard.text == expected(buffered, "w3 w4", 8)
 
-class TestServer:
-    def test_prompts_in_turn(self, buffered, server):
-        """Two prompts, then one that goes on from the first: its cache is taken up again."""
+    def test_nan_hits_its_text_alone(self, buffered):
+        def broken(tokens, logits):
+            return logits * float("nan") if len(tokens) > 6 else logits
 
-        def wanted(prompt):
-            return generated(buffered, prompt, 20, dense_cache(buffered[0]))
+        with engine_of(buffered) as engine:
+            bad = work_on(buffered, "w3 w4", 50, logits_processors=[broken])
+            good = work_on(buffered, "w3 w4", 30)
+            for work, _ in (bad, good):
+                engine.submit(work)
+            assert bad[1].last() == Failed("the model computes NaN", 500)
+            assert isinstance(good[1].last(), Ended)
+            assert good[1].text == expected(buffered, "w3 w4", 30)
+            assert bad[1].text and good[1].text.startswith(bad[1].text)
 
-        first, second = some_words(40, seed=4), some_words(25, seed=5)
-        reply, cached = server.completion(first, 20)
-        assert (reply, cached) == (wanted(first), 0)
-        assert server.completion(second, 20) == (wanted(second), 0)
-        # the server keeps the state after a reply, not that after a prompt
-        longer = f"{first} {reply} {some_words(5, seed=136)}"
-        again, cached = server.completion(longer, 20)
-        assert cached >= 40 + 19
-        assert again == wanted(longer)
+    def test_a_prompt_that_is_given_up_is_kept_as_far_as_it_was_read(self, buffered):
+        prompt = some_words(3000, seed=23)
+        with engine_of(buffered, prefill_step_size=50) as engine:
+            work, heard = work_on(buffered, prompt, 5)
+            engine.submit(work)
+            done = heard.first(Read).done
+            engine.cancel(work)
+            again, heard_again = work_on(buffered, prompt, 5)
+            engine.submit(again)
+            last = heard_again.last()
+            assert isinstance(last, Ended)
+            assert done <= last.cached_tokens < 2000
+            assert not any(isinstance(event, Written) for event in heard.events)
+            assert heard_again.text == expected(buffered, prompt, 5)
+            engine.cancel(again)  # of what is over there is nothing to give up
 
-    def test_prompts_at_once(self, buffered, server):
-        """Requests that come while one is served, of other lengths."""
+    def test_an_answer_that_is_given_up_ends(self, buffered):
+        """And one that waits for its turn does not begin."""
+        with engine_of(buffered, decode_concurrency=1) as engine:
+            endless, heard = work_on(buffered, "w3 w4", 10**6)
+            waiting, unheard = work_on(buffered, "w5", 5)
+            engine.submit(endless)
+            engine.submit(waiting)
+            heard.first(Written)
+            engine.cancel(waiting)
+            engine.cancel(endless)
+            next_one, ended = work_on(buffered, "w6", 1)
+            engine.submit(next_one)
+            ended.last()
+            # what was said is kept with the prompt: only what comes after is read
+            work, heard_after = work_on(buffered, f"w3 w4 {heard.text} w9", 5)
+            engine.submit(work)
+            last = heard_after.last()
+            assert isinstance(last, Ended)
+            assert last.cached_tokens == len(work.tokens) - 1 > 2
+            assert unheard.events == []
 
-        def wanted(prompt, count):
-            return generated(buffered, prompt, count, dense_cache(buffered[0]))
+    def test_a_stop_text_ends_the_answer(self, buffered):
+        whole = expected(buffered, "w3 w4", 30)
+        words = whole.split()
+        with engine_of(buffered) as engine:
+            for stop in ([words[9]], [" ".join(words[8:11]), "never"], [whole[-3:]]):
+                work, heard = work_on(buffered, "w3 w4", 30, stop=stop)
+                engine.submit(work)
+                last = heard.last()
+                assert isinstance(last, Ended) and last.reason == "stop"
+                assert heard.text == whole[: min(whole.find(s) for s in stop if s in whole)]
+            work, heard = work_on(buffered, "w3 w4", 30, stop=[words[-1] + "!"])
+            engine.submit(work)
+            assert isinstance(heard.last(), Ended)
+            assert heard.text == whole
 
-        def reply(asked):
-            return server.completion(*asked)[0]
+    def test_reading_and_answering_in_turns(self, buffered):
+        text = some_words(5000, seed=24)
+        wanted = fm_mlx.remember(*buffered, text)
+        with engine_of(buffered) as engine:
+            heard, lengths = Heard(), []
 
-        asked = [(some_words(3, seed=8), 40), (some_words(30, seed=9), 20)]
-        # mlx-lm's server looks for requests twice a second: it finds these two together
-        long = some_words(11, seed=7)
-        pieces = server.pieces(long, 150)
-        text = next(pieces)
-        with ThreadPoolExecutor(len(asked)) as threads:
-            replies = list(threads.map(reply, asked, timeout=2 * PATIENCE))
-        text += "".join(pieces)
-        assert replies == [wanted(*each) for each in asked]
-        assert text == wanted(long, 150)
+            def tell(event) -> None:
+                lengths.append(len(answer.events))
+                heard(event)
 
-    @pytest.mark.parametrize(
-        ("path", "body"),
-        [
-            ("/v1/completions", {"prompt": ""}),
-            ("/v1/completions", {"prompt": " "}),
-            ("/v1/completions", {"prompt": 3}),
-            ("/v1/completions", {"prompt": ["w3"]}),
-            ("/v1/completions", {}),
-            ("/v1/completions", {"prompt": "w3", "stop": [3]}),
-            ("/v1/completions", {"prompt": "w3", "stop": {"a": 1}}),
-            ("/v1/completions", {"prompt": "w3", "max_tokens": 0}),
-            ("/v1/completions", {"prompt": "w3", "model": "/etc"}),
-            ("/v1/completions", {"prompt": "w3", "adapters": "/etc"}),
-            ("/v1/completions", {"prompt": "w3", "logit_bias": {"x": 1}}),
-            ("/v1/completions", []),
-            ("/v1/completions", None),
-            ("/v1/chat/completions", {"messages": []}),
-            ("/v1/chat/completions", {"messages": "x"}),
-            ("/v1/chat/completions", {"messages": [3]}),
-            ("/v1/chat/completions", {"messages": [{"role": 3, "content": "w3"}]}),
-            ("/v1/chat/completions", {"messages": [{"role": "user", "content": 3}]}),
-        ],
-    )
-    def test_bad_requests_are_refused_and_the_next_is_answered(self, buffered, server, path, body):
-        text = b"\xff{" if body is None else json.dumps(body).encode()
-        status, reply = server.posted(path, text)
-        assert 400 <= status < 500, reply
-        assert json.loads(reply)["error"].count("\n") == 0
-        wanted = generated(buffered, "w5 w6", 3, dense_cache(buffered[0]))
-        assert server.completion("w5 w6", 3)[0] == wanted
+            reading = Reading(Memory.empty(*buffered).read(*buffered, text), tell)
+            work, answer = work_on(buffered, "w3 w4", 10**6)
+            engine.submit(work)
+            answer.first(Written)
+            engine.submit(reading)
+            last = heard.last()
+            assert isinstance(last, Remembered)
+            assert mx.array_equal(last.memory.state, wanted.state)
+            assert [type(event) for event in heard.events] == [Remembered] * 3
+            # the answers have half of the time, which is many more tokens than one
+            assert lengths[0] + 4 < lengths[1] < lengths[2] - 4
+            engine.cancel(work)
+            # another text under way is left, and one that cannot be gone on with is refused
+            begun = heard.events[0].memory
+            for text, status in [("w9 w9", 400), ("", 400)]:
+                failed = Heard()
+                start = begun if text else Memory.empty(*buffered)
+                engine.submit(Reading(start.read(*buffered, text), failed))
+                last = failed.last()
+                assert isinstance(last, Failed) and last.status == status
 
-    def test_a_prompt_that_was_read_before_as_a_whole(self, buffered, server):
-        """Prompt and completion of an earlier request: nothing of it is left to read."""
-        prompt = some_words(12, seed=20)
-        reply, _ = server.completion(prompt, 5)
-        wanted = generated(buffered, f"{prompt} {reply}", 5, dense_cache(buffered[0]))
-        assert server.completion(f"{prompt} {reply}", 5)[0] == wanted
-        assert server.completion(f"{prompt} {reply}", 5)[0] == wanted
+    def test_a_reading_that_is_given_up_ends(self, buffered):
+        with engine_of(buffered) as engine:
+            heard = Heard()
+            text = some_words(300_000, seed=26)
+            reading = Reading(Memory.empty(*buffered).read(*buffered, text), heard)
+            engine.submit(reading)
+            heard.first(Remembered)
+            engine.cancel(reading)
+            lengths = []
+            for _ in range(3):  # a piece would be read between two of these
+                work, answer = work_on(buffered, "w3 w4", 100)
+                engine.submit(work)
+                answer.last()
+                lengths.append(len(heard.events))
+            assert len(set(lengths)) == 1
 
-    def test_what_a_request_raises_while_it_is_served(self, buffered, server):
-        """Of an option that the sampler only looks at when it samples."""
-        body = {"prompt": "w3 w4", "max_tokens": 3, "temperature": 1, "top_k": 10**6}
-        status, reply = server.posted("/v1/completions", json.dumps(body).encode())
-        assert status >= 400, reply
-        wanted = generated(buffered, "w5 w6", 3, dense_cache(buffered[0]))
-        assert server.completion("w5 w6", 3)[0] == wanted
-        assert server.is_healthy()
+    def test_what_is_unfinished_fails_when_the_engine_stops(self, buffered):
+        with engine_of(buffered, decode_concurrency=1) as engine:
+            works = [work_on(buffered, "w3 w4", 10**6) for _ in range(3)]
+            for work, _ in works:
+                engine.submit(work)
+            works[0][1].first(Written)
+        assert [heard.last() for _, heard in works] == [Failed("the server stops", 503)] * 3
 
-    def test_models(self, server, folder):
-        """The model that is loaded, though there is no cache of the hub."""
-        connection = HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
-        connection.request("GET", "/v1/models")
-        response = connection.getresponse()
-        assert response.status == 200
-        (model,) = json.loads(response.read())["data"]
-        assert model["id"] == str(folder.resolve())
+    def test_time_to_finish(self, buffered):
+        """What is done by then is whole; the rest fails, and so does what comes later."""
+        with engine_of(buffered) as engine:
+            short, heard = work_on(buffered, "w3 w4", 20)
+            endless, unheard = work_on(buffered, "w6 w7", 10**6)
+            reading = Heard()
+            text = some_words(100_000, seed=25)
+            engine.submit(endless)
+            engine.submit(Reading(Memory.empty(*buffered).read(*buffered, text), reading))
+            engine.submit(short)
+            engine.end_within(1000)
+            assert heard.last() == Ended("length", 20, 0)
+            reading.first(Remembered)
+            engine.end_within(0)
+            stopped = Failed("the server stops", 503)
+            assert unheard.last() == reading.last() == stopped
+            late, never = work_on(buffered, "w5", 2)
+            engine.submit(late)
+            assert never.last() == stopped

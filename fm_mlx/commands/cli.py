@@ -20,6 +20,7 @@ from fm_mlx.support.allocator import keep_freed_memory
 COMMANDS = {
     "generate": "go on writing from a prompt of any length",
     "memory": "read texts into memories that are kept, and rewind them",
+    "server": "serve a model and its memories over HTTP",
     "lora": "tune a model on your own text",
     "fuse": "put an adapter into its model's weights",
     "convert": "turn PyTorch weights into a model for MLX, and compare",
@@ -33,7 +34,6 @@ COMMANDS = {
 # mlx-lm's, with its options.
 MLX_LM_COMMANDS = {
     "chat": "talk to a model (mlx_lm.chat)",
-    "server": "serve a model over HTTP (mlx_lm.server)",
     "benchmark": "time a model (mlx_lm.benchmark)",
     "perplexity": "perplexity on a data set (mlx_lm.perplexity)",
     "evaluate": "run the tasks of lm-evaluation-harness (mlx_lm.evaluate)",
@@ -94,13 +94,12 @@ def _hand_over(name: str, rest: list[str]) -> int:
 
     from fm_mlx.loading import PRETRAINED
     from fm_mlx.registry import watched
-    from fm_mlx.serving import guarded
 
     before = sys.argv
     # of two --model options the last one counts
     sys.argv = [f"fm-mlx {name}", name, "--model", str(PRETRAINED), *rest]
     try:
-        with watched(), guarded():
+        with watched():
             cli.main()
     except ModuleNotFoundError as error:
         raise ValueError(f"{name} needs the package {error.name}, not installed here") from error

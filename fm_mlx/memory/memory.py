@@ -17,7 +17,7 @@ from fm_mlx.memory import file
 from fm_mlx.memory.identity import Identity, identity_of
 from fm_mlx.memory.reading import Readable, check_source, name_of, read_text
 from fm_mlx.memory.records import Snapshot, Text, thinned
-from fm_mlx.memory.states import cache_from
+from fm_mlx.memory.states import cache_from, first_states
 from fm_mlx.model import Model
 
 
@@ -43,13 +43,7 @@ class Memory:
     @classmethod
     def empty(cls, model: Model, tokenizer: Any = None) -> Memory:
         """The memory of a model that has read nothing."""
-        args = model.args
-        shape = (args.num_memory_states, args.memory_size)
-        learned = model.initial_memory.states()
-        states = [mx.zeros(shape, mx.float32) if state is None else state for state in learned]
-        state = mx.stack(states)
-        mx.eval(state)  # an array that waits belongs to one thread
-        return cls(identity_of(model, tokenizer), state)
+        return cls(identity_of(model, tokenizer), first_states(model))
 
     @classmethod
     def load(cls, path: str | Path) -> Memory:

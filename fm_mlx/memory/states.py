@@ -12,6 +12,15 @@ from fm_mlx.cache import set_state, state_of
 from fm_mlx.model import Model
 
 
+def first_states(model: Model) -> mx.array:
+    """The states (layers, m, d) float32 before the first token: learned ones, or zeros."""
+    shape = (model.args.num_memory_states, model.args.memory_size)
+    learned = model.initial_memory.states()
+    states = mx.stack([mx.zeros(shape) if state is None else state for state in learned])
+    mx.eval(states)  # an array that waits belongs to one thread
+    return states
+
+
 def put_states(cache: Iterable[ArraysCache], states: mx.array, num_active: int) -> None:
     """Put the states (layers, m, d) of a text into caches; k is that of the steps to come."""
     for layer, state in zip(cache, states, strict=True):

@@ -1,0 +1,1 @@
+"""A server of a model and its memories, with the interface of OpenAI's."""

@@ -100,6 +100,28 @@ class TestReading:
         *_, memory = memory.read(*loaded, book, name="book")
         assert same(memory, whole)
 
+    @pytest.mark.parametrize("mutant", ["rounded state", "read again", "skipped", "kept twice"])
+    def test_mutants_of_going_on(self, loaded, book, whole, monkeypatch, mutant):
+        """A reading that does not go on rightly is another one: the test before would notice."""
+        reading = Memory.empty(*loaded).read(*loaded, book, name="book")
+        memory = [next(reading) for _ in range(5)][-1]
+        text, put_states = memory.texts[-1], reading_module.put_states
+        changed = {
+            "read again": replace(text, beyond=text.beyond - 1),
+            "skipped": replace(text, beyond=text.beyond + 1),
+            "kept twice": replace(text, log_kept=2 * text.log_kept),
+        }
+        if mutant == "rounded state":
+
+            def put_rounded(cache, states, num_active):
+                put_states(cache, states.astype(mx.bfloat16).astype(mx.float32), num_active)
+
+            monkeypatch.setattr(reading_module, "put_states", put_rounded)
+        else:
+            memory = replace(memory, texts=[changed[mutant]])
+        *_, memory = memory.read(*loaded, book, name="book")
+        assert not same(memory, whole)
+
     def test_another_text_is_not_gone_on_with(self, loaded, book):
         memory = Memory.empty(*loaded)
         reading = memory.read(*loaded, book, name="book")

@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from readers import write_reader
 from tiny import CONFIG, train_tokenizer
 
 import fm_mlx
@@ -37,6 +38,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights["lm_head.weight"] = mx.random.normal((CONFIG["vocab_size"], 64))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a small model that reads long texts fast; not to be changed."""
+    return write_reader(tmp_path_factory.mktemp("readers") / "reader")
 
 
 @pytest.fixture(scope="session")

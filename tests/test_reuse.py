@@ -14,8 +14,8 @@ BOOK = "".join(f"{i} In the beginning God created the heaven and the earth.\n" f
 
 
 @pytest.fixture(scope="module")
-def loaded():
-    return fm_mlx.load()
+def loaded(reader):
+    return fm_mlx.load(reader)
 
 
 @pytest.fixture(scope="module")

@@ -211,6 +211,8 @@ class Engine:
                 began = time.monotonic()
                 self._read()
                 self._owed = time.monotonic() - began
+        # a process that ends soon after a thread with streams of MLX may abort
+        mx.clear_streams()
 
     def _take_orders(self) -> None:
         """Do what is asked for; wait for it if there is nothing else to do."""

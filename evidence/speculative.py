@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx_lm.sample_utils import make_sampler
@@ -35,7 +34,7 @@ from fm_mlx.support.tables import aligned
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "examples"))
-from pretrain import CONTEXT, held_out_nats, loss_fn, split_chapters  # noqa: E402
+from pretrain import CONTEXT, compiled_step, held_out_nats, split_chapters  # noqa: E402
 
 DRAFT = dict(
     model_type="factorization_memory", hidden_size=64, num_hidden_layers=2, intermediate_size=160,
@@ -63,13 +62,7 @@ def train_draft(folder: Path, tokenizer, chapters: list[str], minutes: float) ->
     optimizer = optim.AdamW(4e-3, betas=[0.9, 0.95], weight_decay=0.1)
     state = [model.state, optimizer.state]
 
-    @partial(mx.compile, inputs=state, outputs=state)
-    def update(windows):
-        loss, gradients = nn.value_and_grad(model, loss_fn)(model, windows)
-        gradients, _ = optim.clip_grad_norm(gradients, 1.0)
-        optimizer.update(model, gradients)
-        return loss
-
+    update = compiled_step(model, optimizer, state)
     random, started, step = np.random.default_rng(0), time.perf_counter(), 0
     while (share := (time.perf_counter() - started) / (60 * minutes)) < 1:
         # a cosine over the time that there is

@@ -22,6 +22,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -156,6 +157,31 @@ def loss_fn(model: nn.Module, windows: mx.array) -> mx.array:
     return (top + mx.log(total) - targets).mean()
 
 
+def schedule(rate: float, warmup: int, steps: int) -> Callable[[mx.array], mx.array]:
+    """Learning rates by step: a linear warm-up, then a cosine to 5 %."""
+    rising = optim.linear_schedule(0.0, rate, warmup)
+    falling = optim.cosine_decay(rate, steps - warmup, 0.05 * rate)
+    return optim.join_schedules([rising, falling], [warmup])
+
+
+def compiled_step(
+    model: nn.Module, optimizer: optim.Optimizer, state: list
+) -> Callable[[mx.array], mx.array]:
+    """A training step on windows (B, T + 1) that returns their loss; it changes the state.
+
+    Gradients are clipped at norm 1.
+    """
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def update(windows: mx.array) -> mx.array:
+        loss, gradients = nn.value_and_grad(model, loss_fn)(model, windows)
+        gradients, _ = optim.clip_grad_norm(gradients, 1.0)
+        optimizer.update(model, gradients)
+        return loss
+
+    return update
+
+
 def held_out_nats(model: nn.Module, tokens: np.ndarray, context: int = CONTEXT) -> float:
     """Mean nats per token over windows of ``context`` that cover the tokens once."""
     count = (len(tokens) - 1) // context
@@ -206,16 +232,9 @@ def train(args: argparse.Namespace) -> None:
     parameters = sum(v.size for _, v in tree_flatten(model.parameters()))
     print(f"{args.arch}: {parameters:,} parameters; {len(tokens):,} tokens to train on", flush=True)
 
-    schedule = optim.join_schedules(
-        [
-            optim.linear_schedule(0.0, args.learning_rate, args.warmup),
-            optim.cosine_decay(
-                args.learning_rate, args.steps - args.warmup, 0.05 * args.learning_rate
-            ),
-        ],
-        [args.warmup],
+    optimizer = optim.AdamW(
+        schedule(args.learning_rate, args.warmup, args.steps), betas=[0.9, 0.95], weight_decay=0.1
     )
-    optimizer = optim.AdamW(schedule, betas=[0.9, 0.95], weight_decay=0.1)
     optimizer.init(model.trainable_parameters())
     checkpoint = folder / "checkpoint.safetensors"
     step, best = 0, math.inf
@@ -229,13 +248,7 @@ def train(args: argparse.Namespace) -> None:
 
     state = [model.state, optimizer.state]
 
-    @partial(mx.compile, inputs=state, outputs=state)
-    def update(windows):
-        loss, gradients = nn.value_and_grad(model, loss_fn)(model, windows)
-        gradients, _ = optim.clip_grad_norm(gradients, 1.0)
-        optimizer.update(model, gradients)
-        return loss
-
+    update = compiled_step(model, optimizer, state)
     log = (folder / "log.jsonl").open("a")
     recent, started, first_step = [], time.perf_counter(), step
     while step < args.steps:

@@ -12,7 +12,7 @@ from fm_mlx.memory import Memory
 from fm_mlx.memory.identity import identity_of
 from fm_mlx.memory.states import cache_from, first_states
 from fm_mlx.model import Model
-from fm_mlx.text import encode_pieces
+from fm_mlx.text import encode_text
 
 
 def batch_generate(
@@ -47,8 +47,7 @@ def batch_generate(
         memory = memories[i] if memories is not None else None
         if isinstance(prompt, str):
             special = None if memory is None or not memory.tokens_seen else False
-            pieces = encode_pieces(tokenizer, [prompt], special)
-            prompt = [token for ids in pieces for token in ids]
+            prompt = encode_text(tokenizer, prompt, special)
         if not prompt:
             raise ValueError(f"prompt {i} is empty")
         tokens.append(list(prompt))

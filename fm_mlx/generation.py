@@ -162,7 +162,8 @@ def stream_generate(
                 response = dataclasses.replace(
                     response, prompt_tokens=tokens_read, prompt_tps=tokens_read / prompt_time
                 )
-            answer.append(token)
+            if reused is not None:
+                answer.append(token)
             yield response
     if reused is not None:
         reused.answered(answer)

@@ -46,6 +46,12 @@ def encode_pieces(
             yield block.ids
 
 
+def encode_text(tokenizer: Any, text: str, add_special_tokens: bool | None = None) -> list[int]:
+    """Token ids of a whole text, by `encode_pieces`."""
+    pieces = encode_pieces(tokenizer, [text], add_special_tokens)
+    return [token for ids in pieces for token in ids]
+
+
 def encode_blocks(
     tokenizer: Any,
     texts: Iterable[str],

@@ -18,12 +18,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
@@ -125,24 +123,12 @@ def trained(run: Run, tokens: np.ndarray, held_out: np.ndarray) -> dict[str, Any
     mx.random.seed(seed)
     model = model_class(args_class.from_dict(config | changes))
     parameters = sum(weight.size for _, weight in tree_flatten(model.parameters()))
-    schedule = optim.join_schedules(
-        [
-            optim.linear_schedule(0.0, rate, WARMUP),
-            optim.cosine_decay(rate, STEPS - WARMUP, 0.05 * rate),
-        ],
-        [WARMUP],
-    )
+    schedule = pretrain.schedule(rate, WARMUP, STEPS)
     optimizer = optim.AdamW(schedule, betas=[0.9, 0.95], weight_decay=0.1)
     optimizer.init(model.trainable_parameters())
     state = [model.state, optimizer.state]
 
-    @partial(mx.compile, inputs=state, outputs=state)
-    def update(windows: mx.array) -> mx.array:
-        loss, gradients = nn.value_and_grad(model, pretrain.loss_fn)(model, windows)
-        gradients, _ = optim.clip_grad_norm(gradients, 1.0)
-        optimizer.update(model, gradients)
-        return loss
-
+    update = pretrain.compiled_step(model, optimizer, state)
     started = time.perf_counter()
     for step in range(STEPS):
         drawn = np.random.default_rng((seed, step))

@@ -146,11 +146,7 @@ class Memory:
                 that was begun.
         """
         self.check(model, tokenizer)
-        memory = self
-        for memory in self.read(model, tokenizer, text, name=name):
-            if progress is not None:
-                progress(memory)
-        return memory
+        return self._appended(model, tokenizer, text, name, progress)
 
     def rewind(
         self,
@@ -181,7 +177,7 @@ class Memory:
         if tokens == seen:
             return self.branch()
         kept = [snapshot for snapshot in self.snapshots if snapshot.tokens <= tokens]
-        back = self.at(kept[-1]) if kept and tokens else Memory.empty(model, tokenizer)
+        back = self.at(kept[-1]) if kept and tokens else Memory(self.identity, first_states(model))
         ends = list(accumulate(text.tokens for text in self.texts))
         numbers = [n for n, end in enumerate(ends) if end > back.tokens_seen]
         needed = [self.texts[n] for n in numbers if ends[n] - self.texts[n].tokens < tokens]
@@ -239,6 +235,21 @@ class Memory:
             memory = memory._followed_by(state, [*earlier, record])
             yield memory
 
+    def _appended(
+        self,
+        model: Model,
+        tokenizer: Any,
+        text: Readable,
+        name: str | None,
+        progress: Callable[[Memory], None] | None,
+    ) -> Memory:
+        """`append` to a memory that is known to be of this model."""
+        memory = self
+        for memory in self.read(model, tokenizer, text, name=name):
+            if progress is not None:
+                progress(memory)
+        return memory
+
     def _followed_by(self, state: mx.array, texts: list[Text]) -> Memory:
         """The memory after one more piece, with a snapshot there, and no more than it needs."""
         tokens = sum(text.tokens for text in texts)
@@ -270,5 +281,6 @@ def remember(
         ValueError: the text is empty, or another model read the memory.
         NotFiniteError: the model computes NaN; names the first layer that does.
     """
-    memory = Memory.empty(model, tokenizer) if memory is None else memory
-    return memory.append(model, tokenizer, text, name=name, progress=progress)
+    if memory is not None:
+        return memory.append(model, tokenizer, text, name=name, progress=progress)
+    return Memory.empty(model, tokenizer)._appended(model, tokenizer, text, name, progress)

@@ -11,7 +11,7 @@ from fm_mlx.chat import template_errors
 from fm_mlx.model import shown
 from fm_mlx.serving.requests import Asked, Refused
 from fm_mlx.serving.settings import Settings
-from fm_mlx.text import encode_pieces, wants_special_tokens
+from fm_mlx.text import encode_text
 
 
 class Prompts:
@@ -64,11 +64,8 @@ class Prompts:
             self.check("prompt", want.prompt)
             return want.prompt
         if want.messages is not None:
-            text, special = self._in_template(want.messages), False
-        else:
-            text = want.prompt or ""
-            special = not continued and wants_special_tokens(self._tokenizer, text, None)
-        return [token for ids in encode_pieces(self._tokenizer, [text], special) for token in ids]
+            return encode_text(self._tokenizer, self._in_template(want.messages), False)
+        return encode_text(self._tokenizer, want.prompt or "", False if continued else None)
 
     def _in_template(self, messages: list[dict[str, Any]]) -> str:
         template = self._settings.chat_template

@@ -34,7 +34,8 @@ from fm_mlx.support.tables import aligned
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "examples"))
-from pretrain import CONTEXT, compiled_step, held_out_nats, split_chapters  # noqa: E402
+import texts  # noqa: E402
+from pretrain import compiled_step, held_out_nats  # noqa: E402
 
 DRAFT = dict(
     model_type="factorization_memory", hidden_size=64, num_hidden_layers=2, intermediate_size=160,
@@ -44,7 +45,7 @@ WIDE = DRAFT | dict(
     hidden_size=1024, num_hidden_layers=4, intermediate_size=2816,
     memory_size=1024, num_memory_states=64, num_active_states=16,
 )  # fmt: skip
-BATCH = 8
+BATCH, CONTEXT = 8, 256
 
 
 def chapters_of(text: str) -> list[str]:
@@ -55,7 +56,8 @@ def chapters_of(text: str) -> list[str]:
 def train_draft(folder: Path, tokenizer, chapters: list[str], minutes: float) -> None:
     """Train the draft model on what the main one was trained on."""
     training, held_out = (
-        np.array(tokenizer.encode(text), np.int32) for text in split_chapters(chapters)
+        np.array(tokenizer.encode(text), np.int32)
+        for text in texts.split(chapters, texts.HELD_OUT_EVERY)
     )
     mx.random.seed(0)
     model = fm_mlx.Model(fm_mlx.ModelArgs.from_dict(DRAFT))
@@ -73,7 +75,7 @@ def train_draft(folder: Path, tokenizer, chapters: list[str], minutes: float) ->
         step += 1
         if step % 200 == 0:
             print(f"step {step}, {share:.0%} of the time", file=sys.stderr, flush=True)
-    nats = held_out_nats(model, held_out)
+    nats = held_out_nats(model, held_out, CONTEXT)
     print(f"draft model: {step} steps, {nats:.3f} nats per held-out token", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(folder / "model.safetensors"), named_arrays(model.parameters()))

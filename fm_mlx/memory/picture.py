@@ -8,7 +8,7 @@ import numpy as np
 
 from fm_mlx.memory.left import parts_left, texts_left
 from fm_mlx.memory.memory import Memory
-from fm_mlx.support.files import file_at
+from fm_mlx.support.figures import new_figure, save
 
 
 def draw(memory: Memory, path: Path) -> None:
@@ -21,11 +21,6 @@ def draw(memory: Memory, path: Path) -> None:
     Raises:
         ValueError: matplotlib is missing, or cannot write such a file.
     """
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError("a picture needs matplotlib: pip install 'fm-mlx[plot]'") from error
     if len(memory.texts) > 1:
         names, parts = [text.name for text in memory.texts], texts_left(memory)
     else:
@@ -36,8 +31,9 @@ def draw(memory: Memory, path: Path) -> None:
     layers, rows = shares.shape[1:]
     columns = min(3, layers)
     lines = -(-layers // columns)
-    size = (3.6 * columns + 1.6, 2.4 * lines + 0.6)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(3.6 * columns + 1.6, 2.4 * lines + 0.6)
+    from matplotlib import colormaps
+
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     colours = colormaps["viridis"](np.linspace(0, 1, len(parts)))
     for layer, axes in enumerate(grid.flat):
@@ -62,5 +58,4 @@ def draw(memory: Memory, path: Path) -> None:
     )
     figure.supxlabel("rows of the memory, those that keep the oldest first")
     figure.supylabel("share of the row")
-    with file_at(path) as scratch:
-        figure.savefig(scratch, dpi=120)
+    save(figure, path)

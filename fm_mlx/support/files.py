@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,16 @@ def check_regular(path: Path) -> None:
         raise ValueError(f"{path} is a {kind}; allowed is a regular file")
 
 
+def check_folder_of(path: Path) -> None:
+    """Raise unless the folder is there that a file is to be written in.
+
+    Raises:
+        FileNotFoundError: if it is not.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
@@ -86,6 +97,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object to a file of JSON."""
     with file_at(path) as scratch:
         scratch.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write a table to a file of comma-separated values."""
+    with file_at(path) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def brief(error: BaseException) -> str:

@@ -1,0 +1,159 @@
+"""Small models that learn a task side by side: FM and mlx-lm's llama, mamba2 and gated delta."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from fm_mlx.layer import FactorizationMemory
+from fm_mlx.model import Model, ModelArgs
+
+
+def fm(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> Model:
+    """Factorization Memory; changes are keys of its config (`ModelArgs`)."""
+    config = dict(
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        intermediate_size=2 * hidden_size,
+        vocab_size=vocab_size,
+    )
+    return Model(ModelArgs.from_dict(config | changes))
+
+
+class ConvolvedMemory(FactorizationMemory):
+    """A memory layer behind a short causal convolution, such as mamba2 and gated delta have.
+
+    For training alone: there is no cache for the convolution.
+    """
+
+    def __init__(self, *args: Any, width: int = 4):
+        super().__init__(*args)
+        hidden_size = self.in_proj.weight.shape[1]
+        self.width = width
+        self.convolution = nn.Conv1d(hidden_size, hidden_size, width, groups=hidden_size)
+
+    def __call__(self, x: mx.array, *args: Any) -> mx.array:
+        padded = mx.pad(x, [(0, 0), (self.width - 1, 0), (0, 0)])
+        return super().__call__(x + self.convolution(padded), *args)
+
+
+def convolve(model: Model) -> Model:
+    """Put a short convolution before each memory of a new model: not the paper's model any more."""
+    args = model.args
+    for block in model.layers:
+        block.memory = ConvolvedMemory(
+            args.hidden_size,
+            args.memory_size,
+            args.num_memory_states,
+            args.num_active_states,
+            args.affinity_temperature,
+            args.memory_norm_eps,
+        )
+    return model
+
+
+def fm_convolved(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> nn.Module:
+    """`fm` with a short convolution before each memory."""
+    return convolve(fm(vocab_size, hidden_size, layers, **changes))
+
+
+def llama(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> nn.Module:
+    """Attention; changes are keys of mlx-lm's llama config."""
+    from mlx_lm.models import llama
+
+    config = dict(
+        model_type="llama",
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        intermediate_size=2 * hidden_size,
+        num_attention_heads=2,
+        rms_norm_eps=1e-6,
+        vocab_size=vocab_size,
+        tie_word_embeddings=True,
+    )
+    return llama.Model(llama.ModelArgs.from_dict(config | changes))
+
+
+def mamba2(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> nn.Module:
+    """Mamba-2; changes are keys of mlx-lm's mamba2 config. Two of its blocks stand for one."""
+    from mlx_lm.models import mamba2
+
+    config = dict(
+        model_type="mamba2",
+        hidden_size=hidden_size,
+        num_hidden_layers=2 * layers,
+        intermediate_size=2 * hidden_size,
+        num_heads=4,
+        head_dim=hidden_size // 2,
+        state_size=64,
+        n_groups=1,
+        conv_kernel=4,
+        use_bias=False,
+        use_conv_bias=True,
+        layer_norm_epsilon=1e-6,
+        time_step_limit=(0.001, 100.0),
+        time_step_rank="auto",
+        vocab_size=vocab_size,
+        tie_word_embeddings=True,
+    )
+    return mamba2.Model(mamba2.ModelArgs.from_dict(config | changes))
+
+
+def gated_delta(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> nn.Module:
+    """Gated DeltaNet: mlx-lm's qwen3_next with linear layers alone, and dense SwiGLUs."""
+    from mlx_lm.models import qwen3_next
+
+    config = dict(
+        model_type="qwen3_next",
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        intermediate_size=2 * hidden_size,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=hidden_size // 2,
+        linear_num_value_heads=2,
+        linear_num_key_heads=2,
+        linear_key_head_dim=hidden_size // 2,
+        linear_value_head_dim=hidden_size // 2,
+        linear_conv_kernel_dim=4,
+        num_experts=0,
+        num_experts_per_tok=0,
+        decoder_sparse_step=1,
+        shared_expert_intermediate_size=0,
+        mlp_only_layers=[],
+        moe_intermediate_size=0,
+        rms_norm_eps=1e-6,
+        vocab_size=vocab_size,
+        rope_theta=10_000.0,
+        partial_rotary_factor=1.0,
+        max_position_embeddings=1 << 20,
+        tie_word_embeddings=True,
+        full_attention_interval=layers + 1,
+    )
+    model = qwen3_next.Model(qwen3_next.ModelArgs.from_dict(config | changes))
+    model.model.fa_idx = None  # it would look for an attention layer to take a mask from
+    return model
+
+
+ARMS: dict[str, Callable[..., nn.Module]] = {
+    "fm": fm,
+    "fm_convolved": fm_convolved,
+    "llama": llama,
+    "mamba2": mamba2,
+    "gated_delta": gated_delta,
+}
+
+
+def build(arm: str, vocab_size: int, hidden_size: int, layers: int, seed: int, **changes: Any):
+    """A new model of an arm, its weights drawn by a seed.
+
+    Raises:
+        ValueError: There is no such arm.
+    """
+    if arm not in ARMS:
+        raise ValueError(f"no arm {arm!r}; allowed are {', '.join(ARMS)}")
+    mx.random.seed(seed)
+    return ARMS[arm](vocab_size, hidden_size, layers, **changes)

@@ -1,0 +1,1 @@
+"""What a model does with a prompt, row by row."""

@@ -99,7 +99,19 @@ class Concat:
 
 @dataclass(frozen=True)
 class KeyMap:
-    """See above. ``name`` is what reports call it."""
+    """How the names of a checkpoint become ours, in steps that follow each other.
+
+    Each step takes the names as the one before left them. Every pattern is searched for in a
+    name, and what it matches is what a replacement replaces.
+
+    Attributes:
+        name: What reports call the map.
+        ignore: Patterns of tensors to leave out.
+        transpose: Patterns of matrices that are stored the other way round.
+        rename: Patterns with their replacements, all of them in order.
+        split: Tensors to cut into several by rows.
+        concat: Tensors to join into one.
+    """
 
     name: str
     ignore: tuple[re.Pattern, ...] = ()

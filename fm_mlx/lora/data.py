@@ -28,7 +28,12 @@ _TRAINED, _TESTED = 0.90, 0.95
 
 @dataclass(frozen=True)
 class Example:
-    """Tokens, of which those from ``offset`` on are learned."""
+    """A text to learn from, or the part of it that counts.
+
+    Attributes:
+        tokens: The token ids of the whole text, (T,) int32.
+        offset: The first token that the loss counts; those before it are read only.
+    """
 
     tokens: np.ndarray
     offset: int = 0

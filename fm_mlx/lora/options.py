@@ -52,8 +52,8 @@ class Options:
         iters: How many steps the run has.
         learning_rate: The learning rate; None chooses one that suits the type.
         lr_schedule: A schedule of mlx-lm's: ``{name, arguments, warmup}``.
-        optimizer, optimizer_config: The name of an optimizer of MLX, and by name what it is made
-            with.
+        optimizer: The name of an optimizer of MLX.
+        optimizer_config: What an optimizer is made with, by the optimizer's name.
         grad_accumulation_steps: How many steps add up their gradients for one update.
         grad_checkpoint: Whether the blocks are computed anew in the backward pass, for less memory.
         clear_cache_threshold: How many bytes of freed memory MLX may keep between steps.
@@ -61,15 +61,19 @@ class Options:
         seed: The seed of weights, dropout and order.
         val_batches: How many batches an evaluation looks at; -1 for all.
         test_batches: How many batches the test looks at; -1 for all.
-        steps_per_report, steps_per_eval, save_every: How many steps lie between two reports,
-            evaluations and saves.
+        steps_per_report: How many steps lie between two reports.
+        steps_per_eval: How many steps lie between two evaluations.
+        save_every: How many steps lie between two saves.
         adapter_path: The folder to write.
         resume: Whether the run in ``adapter_path`` goes on from its last save.
         resume_adapter_file: An adapter whose weights the run starts with, without its run.
-        report_to, project_name: Who is told of the losses, wandb or swanlab by mlx-lm, and under
-            which name.
-        hf_dataset, prompt_feature, completion_feature, text_feature, chat_feature: A Hugging Face
-            data set and the names of its columns, by mlx-lm's options.
+        report_to: Who is told of the losses by mlx-lm: wandb or swanlab.
+        project_name: Under which name they are told.
+        hf_dataset: A Hugging Face data set, by mlx-lm's options.
+        prompt_feature: The name of its column of prompts.
+        completion_feature: The name of its column of completions.
+        text_feature: The name of its column of texts.
+        chat_feature: The name of its column of messages.
         trust_remote_code: Whether a checkpoint's own code may run.
     """
 

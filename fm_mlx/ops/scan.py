@@ -24,10 +24,13 @@ def memory_scan(
 ) -> tuple[mx.array, mx.array]:
     """Write and read T tokens: the same result as T calls of `memory_step`.
 
-    h_t = (1 - theta_t) * h_{t-1} + theta_t (outer) v_t, then
-    y_t = sum_i phi_t[i] h_t[i] / rms(h_t[i])  (arXiv:2511.00315), computed exactly
-    by chunks. Differentiable in every argument but the mask and the positions, the states
-    included; memory grows with T like that of the inputs, the graph with log T.
+    The recurrence of arXiv:2511.00315, computed exactly by chunks:
+
+        h_t = (1 - theta_t) * h_{t-1} + theta_t (outer) v_t
+        y_t = sum_i phi_t[i] h_t[i] / rms(h_t[i])
+
+    Differentiable in every argument but the mask and the positions, the states included; memory
+    grows with T like that of the inputs, the graph with log T.
 
     Args:
         theta: write weights, (B, T, m), in [0, 1]. Zero rows are left untouched.

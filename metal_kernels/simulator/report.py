@@ -14,7 +14,8 @@ class Finding:
         kind: What it is, one of `simulator.KINDS`.
         message: What it is, in words.
         file: Where it is: "source", "header", or the name of a Metal header.
-        line, column: Where it is in the file, counted from 1; 0 if that is not known.
+        line: The line in that file, counted from 1; 0 if it is not known.
+        column: The column in that line, counted from 1; 0 if it is not known.
         buffer: The buffer or threadgroup variable that it is about; empty if there is none.
         offset: How many bytes into the buffer it is.
         thread: The index of the thread in its threadgroup; None if none is at fault.
@@ -93,7 +94,8 @@ class Report:
         name: The name of the kernel.
         findings: What was found, in the order in which it came up, once per kind and place.
         buffers: The buffers of the signature and the threadgroup variables, by name.
-        threads, threadgroups: How many of them ran.
+        threads: How many threads ran.
+        threadgroups: How many threadgroups ran.
         barriers: How many threadgroup barriers were passed, counted once per threadgroup.
         simd_operations: How many SIMD-group functions were called, counted once per lane.
         atomics: How many atomic operations were made.

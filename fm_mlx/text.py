@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+
+from fm_mlx.support.files import check_regular
 
 # Characters that are tokenized at a time.
 BLOCK = 16384
@@ -174,3 +177,18 @@ def pieces_of_text(prompt: Any) -> Iterable[str] | None:
     if isinstance(prompt, Iterator) or not isinstance(prompt, Sequence):
         return None if hasattr(prompt, "shape") else prompt
     return prompt if len(prompt) and isinstance(prompt[0], str) else None
+
+
+def pieces_of_file(path: Path) -> Iterator[str]:
+    """The characters of a text file in pieces, with line ends as ``\\n``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no regular file, or not UTF-8.
+    """
+    check_regular(path)
+    with path.open(encoding="utf-8") as file:
+        try:
+            yield from iter(lambda: file.read(BLOCK), "")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text: {error.reason}") from error

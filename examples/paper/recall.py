@@ -31,9 +31,9 @@ TESTED = [
     recall.Setting(512, 120),
     recall.Setting(1024, 120),
 ]
-STEPS, TOKENS = 2000, 1024
-DENSE_SHARE = 0.3
-RATES = (3e-3, 1e-2)
+STEPS, TOKENS = 2400, 1024
+DENSE_SHARE = 0.4
+RATES = (1e-2, 3e-3)
 
 
 def planned() -> Iterator[dict[str, Any]]:
@@ -42,18 +42,19 @@ def planned() -> Iterator[dict[str, Any]]:
     def fm(arm: str, m: int, k: int, share: float, rate: float = 1e-2) -> dict[str, Any]:
         return {"arm": arm, "m": m, "k": k, "dense share": share, "learning rate": rate, "seed": 0}
 
-    for m in (64, 16, 256):
-        yield fm("fm_convolved", m, 2, DENSE_SHARE)
-    for share in (0.0, DENSE_SHARE):
-        yield fm("fm", 64, 2, share)
-    yield fm("fm_convolved", 64, 2, 0.0)
+    yield fm("fm_convolved", 64, 2, DENSE_SHARE)
+    yield fm("fm", 64, 2, 0.0)
     for arm in ("llama", "gated_delta", "mamba2"):
-        for rate in RATES:
-            yield fm(arm, 0, 0, 0.0, rate)
-    for m in (16, 64, 256, 1024):
-        for k in (8, 4, 2):
+        yield fm(arm, 0, 0, 0.0, RATES[0])
+    for m in (16, 256):
+        yield fm("fm_convolved", m, 2, DENSE_SHARE)
+    yield fm("fm", 64, 2, DENSE_SHARE)
+    yield fm("fm_convolved", 64, 2, 0.0)
+    for m in (64, 16, 256, 1024):
+        for k in (8, 2, 4):
             yield fm("fm_convolved", m, k, DENSE_SHARE)
-    yield fm("fm", 64, 8, 0.0)
+    for arm in ("llama", "gated_delta", "mamba2"):
+        yield fm(arm, 0, 0, 0.0, RATES[1])
     for k in (2, 8, 4):
         yield fm("fm_convolved", 4096, k, DENSE_SHARE)
 

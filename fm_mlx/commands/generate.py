@@ -208,23 +208,11 @@ def _model_of_state(asked: str | None, saved: str | None) -> str | None:
 
 def _load_draft_model(args: argparse.Namespace, tokenizer: Any) -> Any:
     """The model that drafts, ours or mlx-lm's, which must have the same tokenizer."""
-    import mlx_lm
+    from fm_mlx.evaluation.models import load_any
 
-    from fm_mlx.loading import BAD_FILES, find_model, load
-    from fm_mlx.model import MODEL_TYPE
-    from fm_mlx.support.files import brief, read_json_object
-
-    folder = find_model(args.draft_model)
-    options = {"trust_remote_code": args.trust_remote_code}
-    if read_json_object(folder / "config.json").get("model_type") == MODEL_TYPE:
-        model, its_tokenizer = load(folder, **options)
-    else:
-        try:
-            model, its_tokenizer = mlx_lm.load(str(folder), **options)[:2]
-        except BAD_FILES as error:
-            raise ValueError(f"--draft-model {folder} cannot be used: {brief(error)}") from error
+    model, its_tokenizer = load_any(args.draft_model, args.trust_remote_code)
     if its_tokenizer.get_vocab() != tokenizer.get_vocab():
-        raise ValueError(f"--draft-model {folder} has another tokenizer than the model")
+        raise ValueError(f"--draft-model {args.draft_model} has another tokenizer than the model")
     return model
 
 

@@ -26,12 +26,13 @@ class NamedModel(NamedTuple):
     tokenizer: Any
 
 
-def load_any(path_or_repo: str) -> tuple[nn.Module, Any]:
+def load_any(path_or_repo: str, trust_remote_code: bool = False) -> tuple[nn.Module, Any]:
     """Load a model of Factorization Memory or of mlx-lm, and its tokenizer.
 
     Args:
         path_or_repo: a model folder or a Hugging Face repository; "packaged": the model in the
             package.
+        trust_remote_code: let the checkpoint bring Python code and run it.
 
     Raises:
         FileNotFoundError: no such model, or a file of it is missing.
@@ -39,9 +40,9 @@ def load_any(path_or_repo: str) -> tuple[nn.Module, Any]:
     """
     folder = find_model(None if path_or_repo == PACKAGED else path_or_repo)
     if read_json_object(folder / "config.json").get("model_type") == MODEL_TYPE:
-        return load(folder)
+        return load(folder, trust_remote_code=trust_remote_code)
     try:
-        model, tokenizer = mlx_lm.load(str(folder))[:2]
+        model, tokenizer = mlx_lm.load(str(folder), trust_remote_code=trust_remote_code)[:2]
     except BAD_FILES as error:
         raise ValueError(f"the model in {folder} cannot be used: {brief(error)}") from error
     return model, tokenizer

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fm_mlx.support.files import check_regular
-from fm_mlx.text import encode_blocks, pieces_of_text
+from fm_mlx.text import encode_blocks, pieces_of_file
 
 
 class Tokens(NamedTuple):
@@ -38,7 +36,7 @@ def read_tokens(tokenizer: Any, path: Path, limit: int) -> Tokens:
     """
     parts: list[np.ndarray] = []
     tokens = size = 0
-    for block in encode_blocks(tokenizer, _characters(path), False, closed=False):
+    for block in encode_blocks(tokenizer, pieces_of_file(path), False, closed=False):
         parts.append(np.array(block.ids, np.int32))
         tokens += len(block.ids)
         size += len(block.text.encode())
@@ -53,12 +51,3 @@ def encode_inside(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a short text that stands within another."""
     blocks = encode_blocks(tokenizer, [text], False, inside=True, closed=False)
     return [token for block in blocks for token in block.ids]
-
-
-def _characters(path: Path) -> Iterator[str]:
-    check_regular(path)
-    with path.open(encoding="utf-8") as file:
-        try:
-            yield from pieces_of_text(file) or ()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: {error.reason}") from error

@@ -11,6 +11,7 @@ from typing import Any
 from mlx_lm.tuner.callbacks import TrainingCallback
 from tqdm import tqdm
 
+from fm_mlx.support.figures import new_figure, save
 from fm_mlx.support.files import file_at
 
 LOG, PICTURE = "log.jsonl", "loss.png"
@@ -115,10 +116,9 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def draw(folder: Path) -> bool:
     """Draw the losses of a run to ``loss.png``; False without matplotlib."""
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
+        figure = new_figure(7, 4)
+    except ValueError:
         return False
-    figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss, nats per token")
     for key, label, style in (("train_loss", "training", "-"), ("val_loss", "held out", "o-")):
         points = [(line["iteration"], line[key]) for line in read_log(folder) if key in line]
@@ -126,6 +126,5 @@ def draw(folder: Path) -> bool:
             axes.plot(*zip(*points, strict=True), style, label=label)
     axes.legend()
     axes.grid(alpha=0.3)
-    with file_at(folder / PICTURE) as scratch:
-        figure.savefig(scratch, dpi=120)
+    save(figure, folder / PICTURE)
     return True

@@ -20,8 +20,7 @@ from fm_mlx.memory.records import Text
 from fm_mlx.memory.states import put_states, states_of
 from fm_mlx.model import Model
 from fm_mlx.prefill import prefill
-from fm_mlx.support.files import check_regular
-from fm_mlx.text import BLOCK, Block, encode_blocks, pieces_of_text
+from fm_mlx.text import Block, encode_blocks, pieces_of_file, pieces_of_text
 
 # Tokens that are read at a time; where a text is cut shows in the last bits of the state, so
 # that this is no option.
@@ -188,12 +187,7 @@ def _after(begun: Text, pieces: Iterable[str]) -> tuple[Iterator[str], Any]:
 def _pieces_of(text: Readable) -> Iterator[str]:
     """The characters of a text in pieces, with line ends as ``\\n``."""
     if isinstance(text, Path):
-        check_regular(text)
-        with text.open(encoding="utf-8") as file:
-            try:
-                yield from iter(lambda: file.read(BLOCK), "")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{text} is not UTF-8 text: {error.reason}") from error
+        yield from pieces_of_file(text)
     elif isinstance(text, str):
         yield text
     else:

@@ -37,7 +37,6 @@ import fm_mlx
 from fm_mlx.support.allocator import keep_freed_memory
 
 VOCAB_SIZE = 2048
-CONTEXT = 512
 # of the held-out text, while training
 CHECKED_TOKENS = 50_000
 
@@ -182,7 +181,7 @@ def compiled_step(
     return update
 
 
-def held_out_nats(model: nn.Module, tokens: np.ndarray, context: int = CONTEXT) -> float:
+def held_out_nats(model: nn.Module, tokens: np.ndarray, context: int) -> float:
     """Mean nats per token over windows of ``context`` that cover the tokens once."""
     first = np.arange((len(tokens) - 1) // context)[:, None] * context
     return mean_nats(model, tokens[first + np.arange(context + 1)])
@@ -207,24 +206,33 @@ def save_model(model: nn.Module, config: dict, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def train(args: argparse.Namespace) -> None:
-    folder = args.out
-    folder.mkdir(parents=True, exist_ok=True)
-    both = texts.training_and_held_out(args.texts or folder.parent / "texts")
+def read_tokens(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, float]:
+    """Tokens to train on, held-out windows (N, context + 1), and bytes of a held-out token.
+
+    The held-out text and, at the first time, the tokenizer are written to the run's folder.
+    """
+    names = tuple(args.only or (text.name for text in texts.TEXTS))
+    both = texts.training_and_held_out(args.texts or args.out.parent / "texts", names)
     training_text, held_out_text = ("".join(part) for part in zip(*both.values(), strict=True))
-    (folder / "held_out.txt").write_text(held_out_text, encoding="utf-8")
-    if not (folder / "tokenizer.json").exists():
-        train_tokenizer(training_text, folder)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    (args.out / "held_out.txt").write_text(held_out_text, encoding="utf-8")
+    if not (args.out / "tokenizer.json").exists():
+        train_tokenizer(training_text, args.out)
+    tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
     tokens, held_out = (
         np.concatenate([np.array(tokenizer.encode(text).ids, np.int32) for text in part])
         for part in zip(*both.values(), strict=True)
     )
-    bits_per_byte = len(held_out) / len(held_out_text.encode()) / math.log(2)
     # windows all over the held-out text
-    starts = np.linspace(0, len(held_out) - CONTEXT - 1, CHECKED_TOKENS // CONTEXT).astype(int)
-    checked = held_out[starts[:, None] + np.arange(CONTEXT + 1)]
+    count = max(1, min(CHECKED_TOKENS, len(held_out)) // args.context)
+    starts = np.linspace(0, len(held_out) - args.context - 1, count).astype(int)
+    windows = held_out[starts[:, None] + np.arange(args.context + 1)]
+    return tokens, windows, len(held_out_text.encode()) / len(held_out)
 
+
+def train(args: argparse.Namespace) -> None:
+    folder = args.out
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens, checked, bytes_per_token = read_tokens(args)
     config = CONFIGS[args.arch] | args.change
     model_class, args_class = CLASSES[args.arch]
     mx.random.seed(args.seed)
@@ -254,25 +262,23 @@ def train(args: argparse.Namespace) -> None:
     while step < args.steps:
         # drawn from the step alone: an interrupted run sees the same batches
         first = np.random.default_rng((args.seed, step)).integers(
-            0, len(tokens) - CONTEXT - 1, (args.batch, 1)
+            0, len(tokens) - args.context - 1, (args.batch, 1)
         )
-        recent.append(update(mx.array(tokens[first + np.arange(CONTEXT + 1)])))
+        recent.append(update(mx.array(tokens[first + np.arange(args.context + 1)])))
         mx.eval(recent[-1], state)
         step += 1
         if step % args.report_every and step != args.steps:
             continue
         held_out_loss = mean_nats(model, checked)
+        seconds = time.perf_counter() - started
         row = {
             "step": step,
-            "tokens": step * args.batch * CONTEXT,
+            "tokens": step * args.batch * args.context,
             "loss": mx.stack(recent).mean().item(),
             "held_out_loss": held_out_loss,
-            "held_out_bits_per_byte": held_out_loss * bits_per_byte,
-            "minutes": (time.perf_counter() - started) / 60,
-            "tokens_per_second": (step - first_step)
-            * args.batch
-            * CONTEXT
-            / (time.perf_counter() - started),
+            "held_out_bits_per_byte": held_out_loss / bytes_per_token / math.log(2),
+            "minutes": seconds / 60,
+            "tokens_per_second": (step - first_step) * args.batch * args.context / seconds,
         }
         print(json.dumps(row), file=log, flush=True)
         print(json.dumps(row), flush=True)
@@ -299,10 +305,15 @@ def main() -> None:
         "--texts", type=Path, metavar="FOLDER", help="of texts.py (default: texts beside --out)"
     )
     parser.add_argument(
+        "--only", nargs="+", choices=[text.name for text in texts.TEXTS], metavar="NAME",
+        help="train on these texts alone",
+    )  # fmt: skip
+    parser.add_argument(
         "--change", type=json.loads, default={}, metavar="JSON",
         help="to the config, such as '{\"num_memory_states\": 8}'",
     )  # fmt: skip
-    parser.add_argument("--steps", type=int, default=4000, help=f"of batch x {CONTEXT} tokens")
+    parser.add_argument("--context", type=int, default=512, help="tokens of a window")
+    parser.add_argument("--steps", type=int, default=4000, help="of batch x context tokens")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=6e-3)
     parser.add_argument("--warmup", type=int, default=200)

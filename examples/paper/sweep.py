@@ -72,6 +72,7 @@ def rows() -> Iterator[dict[str, Any]]:
         *(dict(num_memory_states=m, num_active_states=2) for m in (4, 8, 16)),
         *(dict(num_memory_states=m, num_active_states=m) for m in (4, 1)),
         dict(num_active_states=1),
+        dict(num_memory_states=2, num_active_states=2),
         *(dict(num_memory_states=m, num_active_states=2) for m in (64, 512)),
         *(dict(num_active_states=k) for k in (8, 32)),
         *(dict(num_active_states=2, affinity_temperature=tau) for tau in (0.25, 2.0)),
@@ -79,7 +80,7 @@ def rows() -> Iterator[dict[str, Any]]:
     ]
     for number, shape in enumerate(shapes):
         yield run("fm", shape, 6e-3)
-        if number == 4:
+        if number == 6:
             both = dict(num_memory_states=32, num_active_states=2)
             yield run("fm_convolved", both, 6e-3)
             yield run("fm_balanced", both, 6e-3)

@@ -29,7 +29,7 @@ from fm_mlx.support.allocator import keep_freed_memory
 
 CONTEXTS = [2**power for power in range(9, 21)]
 LONGEST_READ = {"fm": 131_072, "llama": 16_384, "mamba2": 16_384}
-ROUNDS, TOKENS = 5, 16
+ROUNDS, TOKENS = 3, 12
 
 
 def filled(model: nn.Module, context: int) -> list[KVCache]:

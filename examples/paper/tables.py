@@ -23,6 +23,12 @@ NAMES = {
 }
 
 
+def measured_arms() -> list[str]:
+    """The arms of rates.csv, in the order of their names here."""
+    measured = {line["arm"] for line in runs.lines_of("rates")}
+    return [arm for arm in NAMES if arm in measured]
+
+
 def seeds_of(arm: str) -> list[dict[str, str]]:
     """The lines of an arm's best learning rate, one for each seed."""
     lines = [line for line in runs.lines_of("rates") if line["arm"] == arm]
@@ -37,10 +43,15 @@ def mean_and_deviation(lines: list[dict[str, str]], column: str) -> tuple[float,
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def shown(mean: float, deviation: float, count: int) -> str:
+    """A mean, with its deviation if there is more than one value."""
+    return f"{mean:.3f} ± {deviation:.3f}" if count > 1 else f"{mean:.3f}"
+
+
 def rates() -> Iterator[list[str]]:
     """Loss of the arms at their best learning rates, by context."""
     yield ["", "parameters", "rate", "seeds", *(f"{context:,}" for context in CONTEXTS)]
-    for arm in ("fm", "llama", "mamba2"):
+    for arm in measured_arms():
         lines = seeds_of(arm)
         losses = [mean_and_deviation(lines, f"nats at {context}") for context in CONTEXTS]
         yield [
@@ -48,7 +59,7 @@ def rates() -> Iterator[list[str]]:
             f"{int(lines[0]['parameters']):,}",
             lines[0]["learning rate"],
             str(len(lines)),
-            *(f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in losses),
+            *(shown(mean, deviation, len(lines)) for mean, deviation in losses),
         ]
 
 
@@ -76,7 +87,7 @@ def recall() -> Iterator[list[str]]:
     """Shares of values recalled, one line a run; of several learning rates the better."""
     lines = runs.lines_of("recall")
     settings = [column for column in lines[0] if column.startswith("recalled of ")]
-    yield ["", "m", "k", "dense share", "rate"] + [
+    yield ["", "m", "k", "dense share", "rate", "last loss"] + [
         setting.removeprefix("recalled of ") for setting in settings
     ]
     best: dict[tuple[str, ...], dict[str, str]] = {}
@@ -97,7 +108,8 @@ def recall() -> Iterator[list[str]]:
         shape = [line["m"], line["k"]] if line["m"] != "0" else ["", ""]
         share = f"{float(line['dense share']):.0%}" if line["m"] != "0" else ""
         shares = (f"{float(line[setting]):.1%}" for setting in settings)
-        yield [NAMES[line["arm"]], *shape, share, line["learning rate"], *shares]
+        loss = f"{float(line['last loss']):.2f}"
+        yield [NAMES[line["arm"]], *shape, share, line["learning rate"], loss, *shares]
 
 
 def generation() -> Iterator[list[str]]:

@@ -34,6 +34,7 @@ from mlx_lm.models import llama, mamba2
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 import fm_mlx
+from fm_mlx.perf.bench import MAMBA2_CONFIG
 from fm_mlx.support.allocator import keep_freed_memory
 
 VOCAB_SIZE = 2048
@@ -62,21 +63,9 @@ CONFIGS = {
         **SHAPE,
     ),
     # a block is a mixer alone, and has no SwiGLU: more blocks, as many weights in all
-    "mamba2": dict(
-        model_type="mamba2",
-        intermediate_size=256,
-        num_heads=4,
-        head_dim=64,
-        state_size=86,
-        n_groups=1,
-        conv_kernel=4,
-        use_bias=False,
-        use_conv_bias=True,
-        layer_norm_epsilon=1e-6,
-        time_step_limit=(0.001, 100.0),
-        time_step_rank="auto",
-        **SHAPE | dict(num_hidden_layers=9),
-    ),
+    "mamba2": MAMBA2_CONFIG
+    | SHAPE
+    | dict(num_hidden_layers=9, intermediate_size=256, num_heads=4, state_size=86),
 }
 CLASSES = {
     "fm": (fm_mlx.Model, fm_mlx.ModelArgs),

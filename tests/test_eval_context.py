@@ -27,6 +27,7 @@ from fm_mlx.evaluation.context import measure as measure_contexts
 from fm_mlx.evaluation.losses import losses_in_windows
 from fm_mlx.evaluation.texts import read_tokens
 from fm_mlx.finite import NotFiniteError
+from fm_mlx.perf.bench import MAMBA2_CONFIG
 
 VOCAB = 512
 _SHAPE = dict(hidden_size=32, num_hidden_layers=2, vocab_size=VOCAB, intermediate_size=64)
@@ -41,21 +42,7 @@ CONFIGS = {
         **_SHAPE,
     ),
     "llama": dict(model_type="llama", num_attention_heads=2, rms_norm_eps=1e-6, **_SHAPE),
-    "mamba2": dict(
-        model_type="mamba2",
-        num_heads=4,
-        head_dim=16,
-        state_size=8,
-        n_groups=1,
-        conv_kernel=4,
-        use_bias=False,
-        use_conv_bias=True,
-        layer_norm_epsilon=1e-6,
-        time_step_limit=(0.001, 100.0),
-        time_step_rank="auto",
-        tie_word_embeddings=True,
-        **_SHAPE,
-    ),
+    "mamba2": MAMBA2_CONFIG | dict(num_heads=4, head_dim=16, state_size=8) | _SHAPE,
 }
 CLASSES = {
     "llama": (llama.Model, llama.ModelArgs),

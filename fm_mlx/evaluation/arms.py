@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from fm_mlx.layer import FactorizationMemory
 from fm_mlx.model import Model, ModelArgs
+from fm_mlx.perf.bench import MAMBA2_CONFIG
 
 
 def fm(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> Model:
@@ -81,23 +82,14 @@ def mamba2(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> nn
     """Mamba-2; changes are keys of mlx-lm's mamba2 config. Two of its blocks stand for one."""
     from mlx_lm.models import mamba2
 
-    config = dict(
-        model_type="mamba2",
+    config = MAMBA2_CONFIG | dict(
         hidden_size=hidden_size,
         num_hidden_layers=2 * layers,
         intermediate_size=2 * hidden_size,
         num_heads=4,
         head_dim=hidden_size // 2,
         state_size=64,
-        n_groups=1,
-        conv_kernel=4,
-        use_bias=False,
-        use_conv_bias=True,
-        layer_norm_epsilon=1e-6,
-        time_step_limit=(0.001, 100.0),
-        time_step_rank="auto",
         vocab_size=vocab_size,
-        tie_word_embeddings=True,
     )
     return mamba2.Model(mamba2.ModelArgs.from_dict(config | changes))
 

@@ -105,6 +105,15 @@ def test_a_model_learns_and_keeps_its_active_rows():
 
 
 @pytest.mark.parametrize("arm", arms.ARMS)
+def test_every_arm_learns_more_than_that_a_value_answers_a_key(arm):
+    """A comparison with an arm that cannot learn would say nothing."""
+    model = arms.build(arm, 16, 32, 1, 0)
+    training = Training([Setting(8, 2)], 80, 256, 1e-2, vocab_size=16)
+    losses = [loss for _, loss in recall.train(model, training)]
+    assert np.mean(losses[-10:]) < 0.85 * np.log(8)
+
+
+@pytest.mark.parametrize("arm", arms.ARMS)
 def test_arms_are_causal_models(arm):
     model = arms.build(arm, VOCAB, 64, 2, 0)
     tokens, _ = drawn(Setting(16, 4), 1)

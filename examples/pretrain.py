@@ -34,6 +34,7 @@ from mlx_lm.models import llama, mamba2
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 import fm_mlx
+from fm_mlx.evaluation.arms import draw_time_steps
 from fm_mlx.perf.bench import MAMBA2_CONFIG
 from fm_mlx.support.allocator import keep_freed_memory
 
@@ -47,8 +48,8 @@ CONFIGS = {
         model_type="factorization_memory",
         intermediate_size=384,
         memory_size=128,
-        num_memory_states=32,
-        num_active_states=8,
+        num_memory_states=4,
+        num_active_states=2,
         affinity_temperature=1.0,
         rms_norm_eps=1e-6,
         memory_norm_eps=1e-6,
@@ -129,6 +130,13 @@ def train_tokenizer(text: str, folder: Path) -> None:
         model_max_length=10**9,
     )
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def built(arch: str, config: dict, seed: int) -> nn.Module:
+    """A new model of an architecture, its weights drawn by a seed."""
+    model_class, args_class = CLASSES[arch]
+    mx.random.seed(seed)
+    return draw_time_steps(model_class(args_class.from_dict(config)))
 
 
 def loss_fn(model: nn.Module, windows: mx.array) -> mx.array:
@@ -223,9 +231,7 @@ def train(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokens, checked, bytes_per_token = read_tokens(args)
     config = CONFIGS[args.arch] | args.change
-    model_class, args_class = CLASSES[args.arch]
-    mx.random.seed(args.seed)
-    model = model_class(args_class.from_dict(config))
+    model = built(args.arch, config, args.seed)
     parameters = sum(v.size for _, v in tree_flatten(model.parameters()))
     print(f"{args.arch}: {parameters:,} parameters; {len(tokens):,} tokens to train on", flush=True)
 

@@ -113,6 +113,17 @@ def test_every_arm_learns_more_than_that_a_value_answers_a_key(arm):
     assert np.mean(losses[-10:]) < 0.85 * np.log(8)
 
 
+@pytest.mark.parametrize("arm", ["mamba2", "gated_delta"])
+def test_arms_begin_with_the_time_steps_of_their_papers(arm):
+    model = arms.build(arm, 16, 32, 2, 0)
+    layers = [module for module in model.modules() if "dt_bias" in module]
+    assert len(layers) == {"mamba2": 4, "gated_delta": 2}[arm]
+    steps = np.array([nn.softplus(layer.dt_bias) for layer in layers])
+    decays = np.exp(np.array([layer.A_log for layer in layers]))
+    assert 1e-3 <= steps.min() < steps.max() <= 1e-1
+    assert 1 <= decays.min() < decays.max() <= 16
+
+
 @pytest.mark.parametrize("arm", arms.ARMS)
 def test_arms_are_causal_models(arm):
     model = arms.build(arm, VOCAB, 64, 2, 0)

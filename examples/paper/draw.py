@@ -19,13 +19,21 @@ LEARNED = 1.0
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 COLOURS = {
     "fm": "#0072b2",
+    "fm_one_row": "#1a1a1a",
     "fm_convolved": "#56b4e9",
     "fm_balanced": "#999999",
     "llama": "#d55e00",
     "mamba2": "#009e73",
     "gated_delta": "#cc79a7",
 }
-MARKS = {"fm": "o", "fm_convolved": "D", "llama": "s", "mamba2": "^", "gated_delta": "v"}
+MARKS = {
+    "fm": "o",
+    "fm_one_row": "P",
+    "fm_convolved": "D",
+    "llama": "s",
+    "mamba2": "^",
+    "gated_delta": "v",
+}
 
 
 def style(arm: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ and FM that is trained dense at first: options of the training, not of the paper
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,16 +23,11 @@ from fm_mlx.evaluation import arms, recall
 from fm_mlx.support.allocator import keep_freed_memory
 
 VOCAB_SIZE, HIDDEN, LAYERS = 256, 64, 2
-TRAINED = [recall.Setting(32, 8)]
-TESTED = [
-    recall.Setting(64, 4),
-    recall.Setting(64, 16),
-    recall.Setting(128, 32),
-    recall.Setting(256, 64),
-    recall.Setting(512, 120),
-    recall.Setting(1024, 120),
-]
-STEPS, TOKENS = 2400, 1024
+# the kinds of sequences that a model learns from, in turns, and the tokens of a step
+SHORT, LONG = "32:8", "32:8 64:16 128:32 256:64"
+TOKENS = {SHORT: 1024, LONG: 2048}
+TESTED = "64:4 64:16 128:32 256:64 512:120 1024:120"
+STEPS = 2400
 DENSE_SHARE = 0.4
 RATES = (1e-2, 3e-3)
 
@@ -39,27 +35,32 @@ RATES = (1e-2, 3e-3)
 def planned() -> Iterator[dict[str, Any]]:
     """What each run is given by, the ones that tell most first."""
 
-    def fm(arm: str, m: int, k: int, share: float, rate: float = 1e-2) -> dict[str, Any]:
-        return {"arm": arm, "m": m, "k": k, "dense share": share, "learning rate": rate, "seed": 0}
+    def run(arm: str, m: int, k: int, share: float, rate: float = RATES[0], on: str = SHORT):
+        return {
+            "arm": arm,
+            "m": m,
+            "k": k,
+            "dense share": share,
+            "learning rate": rate,
+            "seed": 0,
+            "trained on": on,
+        }
 
-    yield fm("fm_convolved", 64, 2, DENSE_SHARE)
-    yield fm("fm", 64, 2, 0.0)
-    for arm in ("llama", "gated_delta", "mamba2"):
-        yield fm(arm, 0, 0, 0.0, RATES[0])
-    for m in (16, 256):
-        yield fm("fm_convolved", m, 2, DENSE_SHARE)
-    yield fm("fm", 64, 2, DENSE_SHARE)
-    yield fm("fm_convolved", 64, 2, 0.0)
-    yield fm("fm_convolved", 64, 8, DENSE_SHARE)
-    yield fm("fm_convolved", 1024, 2, DENSE_SHARE)
-    for arm in ("llama", "gated_delta", "mamba2"):
-        yield fm(arm, 0, 0, 0.0, RATES[1])
-    for m in (256, 16, 64, 1024):
-        for k in (8, 4, 2):
-            if (m, k) not in ((16, 2), (256, 2), (64, 2), (64, 8), (1024, 2)):
-                yield fm("fm_convolved", m, k, DENSE_SHARE)
-    for k in (2, 8, 4):
-        yield fm("fm_convolved", 4096, k, DENSE_SHARE)
+    for rate in RATES:
+        for arm in ("mamba2", "gated_delta", "llama"):
+            yield run(arm, 0, 0, 0.0, rate)
+        # a transformer has to have seen the positions that it is asked for
+        yield run("llama", 0, 0, 0.0, rate, LONG)
+    yield run("fm", 64, 2, 0.0)
+    yield run("fm", 64, 2, DENSE_SHARE)
+    yield run("fm_convolved", 64, 2, 0.0)
+    for m, k in itertools.product((16, 64, 256, 1024, 4096), (2, 8, 4)):
+        yield run("fm_convolved", m, k, DENSE_SHARE)
+
+
+def settings(names: str) -> list[recall.Setting]:
+    """The kinds of sequences that are named as tokens:pairs."""
+    return [recall.Setting(*map(int, name.split(":"))) for name in names.split()]
 
 
 def learned(run: dict[str, Any]) -> dict[str, Any]:
@@ -69,14 +70,20 @@ def learned(run: dict[str, Any]) -> dict[str, Any]:
         rows = dict(num_memory_states=run["m"], num_active_states=run["k"])
     model = arms.build(run["arm"], VOCAB_SIZE, HIDDEN, LAYERS, run["seed"], **rows)
     training = recall.Training(
-        TRAINED, STEPS, TOKENS, run["learning rate"], VOCAB_SIZE, run["seed"], run["dense share"]
+        settings(run["trained on"]),
+        STEPS,
+        TOKENS[run["trained on"]],
+        run["learning rate"],
+        VOCAB_SIZE,
+        run["seed"],
+        run["dense share"],
     )
     started = time.perf_counter()
     losses = [loss for _, loss in recall.train(model, training)]
     seconds = time.perf_counter() - started
     shares = {
         f"recalled of {setting}": round(recall.accuracy(model, setting, VOCAB_SIZE, 32), 4)
-        for setting in TESTED
+        for setting in settings(TESTED)
     }
     last = losses[-STEPS // 20 :]
     return run | {

@@ -1,6 +1,6 @@
 """Short trainings that compare models: learning rates, rows, active rows, temperatures.
 
-    python examples/paper/sweep.py rates   # FM, llama, mamba2: four rates; more seeds of the best
+    python examples/paper/sweep.py rates   # FM, llama, mamba2: three rates; more seeds of the best
     python examples/paper/sweep.py rows    # m at fixed k, k at fixed m, tau
 
 Each run trains a model of 1.37 million parameters for 400 steps of 8 x 256 tokens of the King James
@@ -46,8 +46,8 @@ RATES = (3e-3, 6e-3, 1.2e-2)
 SEEDS = (0, 1, 2)
 BALANCE = 0.01
 
-# the packaged model's shape, with m, k and tau as a sweep says
-FM = pretrain.CONFIGS["fm"] | dict(num_memory_states=32, affinity_temperature=1.0)
+# the packaged model's shape with more rows; what a sweep varies it says
+FM = pretrain.CONFIGS["fm"] | dict(num_memory_states=32, num_active_states=8)
 CONFIGS = pretrain.CONFIGS | {"fm": FM}
 
 
@@ -59,7 +59,13 @@ def run(arm: str, changes: dict[str, Any], rate: float, seed: int = SEEDS[0]) ->
 
 def rates() -> Iterator[dict[str, Any]]:
     """The learning rate of each arm, chosen by the first seed; then more seeds of the best."""
-    arms = (("fm", {"num_active_states": 2}), ("llama", {}), ("mamba2", {}))
+    one_row = dict(num_memory_states=1, num_active_states=1)
+    arms = (
+        ("mamba2", {}),
+        ("fm_one_row", one_row),
+        ("fm", {"num_active_states": 2}),
+        ("llama", {}),
+    )
     for (arm, changes), rate in itertools.product(arms, RATES):
         yield run(arm, changes, rate)
     for seed, (arm, changes) in itertools.product(SEEDS[1:], arms):
@@ -137,7 +143,7 @@ def trained(planned: dict[str, Any], tokens: np.ndarray, held_out: np.ndarray) -
         f"nats at {context}": round(pretrain.held_out_nats(model, held_out, context), 4)
         for context in CONTEXTS
     }
-    if planned["arm"] in ("fm", "fm_balanced"):
+    if planned["arm"].startswith("fm") and planned["arm"] != "fm_convolved":
         layers = observe(model, [held_out[:4096].tolist()]).layers
         losses["rows used"] = " ".join(f"{layer.rows_used:.1f}" for layer in layers)
     return planned | {"parameters": parameters, "seconds": round(seconds), **losses}
@@ -157,9 +163,7 @@ def best_rate(arm: str) -> float:
 def built(arm: str, changes: dict[str, Any], seed: int) -> nn.Module:
     """A new model; "fm_convolved" has a short convolution before each memory of FM."""
     base = arm.partition("_")[0]
-    model_class, args_class = pretrain.CLASSES[base]
-    mx.random.seed(seed)
-    model = model_class(args_class.from_dict(CONFIGS[base] | changes))
+    model = pretrain.built(base, CONFIGS[base] | changes, seed)
     return convolve(model) if arm == "fm_convolved" else model
 
 

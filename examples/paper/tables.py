@@ -15,6 +15,7 @@ import runs
 CONTEXTS = (256, 1024, 4096, 16384)
 NAMES = {
     "fm": "FM",
+    "fm_one_row": "FM, one row",
     "fm_convolved": "FM + convolution",
     "fm_balanced": "FM, balanced",
     "llama": "llama",
@@ -87,12 +88,12 @@ def recall() -> Iterator[list[str]]:
     """Shares of values recalled, one line a run; of several learning rates the better."""
     lines = runs.lines_of("recall")
     settings = [column for column in lines[0] if column.startswith("recalled of ")]
-    yield ["", "m", "k", "dense share", "rate", "last loss"] + [
+    yield ["", "m", "k", "dense share", "trained on", "rate", "last loss"] + [
         setting.removeprefix("recalled of ") for setting in settings
     ]
     best: dict[tuple[str, ...], dict[str, str]] = {}
     for line in lines:
-        key = tuple(line[column] for column in ("arm", "m", "k", "dense share"))
+        key = tuple(line[column] for column in ("arm", "m", "k", "dense share", "trained on"))
         if key not in best or float(line["last loss"]) < float(best[key]["last loss"]):
             best[key] = line
     order = list(NAMES)
@@ -103,13 +104,15 @@ def recall() -> Iterator[list[str]]:
             float(line["dense share"]) > 0,
             int(line["m"]),
             int(line["k"]),
+            len(line["trained on"]),
         ),
     ):
         shape = [line["m"], line["k"]] if line["m"] != "0" else ["", ""]
         share = f"{float(line['dense share']):.0%}" if line["m"] != "0" else ""
         shares = (f"{float(line[setting]):.1%}" for setting in settings)
         loss = f"{float(line['last loss']):.2f}"
-        yield [NAMES[line["arm"]], *shape, share, line["learning rate"], loss, *shares]
+        how = [share, line["trained on"], line["learning rate"], loss]
+        yield [NAMES[line["arm"]], *shape, *how, *shares]
 
 
 def generation() -> Iterator[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,27 @@ import mlx.nn as nn
 from fm_mlx.layer import FactorizationMemory
 from fm_mlx.model import Model, ModelArgs
 from fm_mlx.perf.bench import MAMBA2_CONFIG
+
+
+# what mamba2 and gated delta begin with, by the code of their papers (arXiv:2405.21060, 2412.06464)
+_TIME_STEPS = (1e-3, 1e-1)
+_DECAYS = (1.0, 16.0)
+
+
+def draw_time_steps(model: nn.Module) -> nn.Module:
+    """Draw the time steps and decays of a new mamba2 or gated delta as their papers' code does.
+
+    mlx-lm runs models whose weights it loads: made anew, its layers have time steps of 1.3, with
+    which most heads forget within two tokens, and hardly learn to remember. Models
+    without time steps stay as they are.
+    """
+    for module in model.modules():
+        if "dt_bias" in module:
+            heads = module.dt_bias.shape
+            steps = mx.exp(mx.random.uniform(*map(math.log, _TIME_STEPS), heads))
+            module.dt_bias = steps + mx.log(-mx.expm1(-steps))  # the inverse of softplus
+            module.A_log = mx.log(mx.random.uniform(*_DECAYS, heads))
+    return model
 
 
 def fm(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> Model:
@@ -148,4 +170,4 @@ def build(arm: str, vocab_size: int, hidden_size: int, layers: int, seed: int, *
     if arm not in ARMS:
         raise ValueError(f"no arm {arm!r}; allowed are {', '.join(ARMS)}")
     mx.random.seed(seed)
-    return ARMS[arm](vocab_size, hidden_size, layers, **changes)
+    return draw_time_steps(ARMS[arm](vocab_size, hidden_size, layers, **changes))

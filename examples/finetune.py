@@ -1,4 +1,4 @@
-"""Tune the packaged model, which knows one book, on the documentation of Python's language.
+"""Tune the packaged model, which knows old literature, on the documentation of Python's language.
 
     python examples/finetune.py
 

@@ -7,7 +7,8 @@ and 64 columns learn the task of `fm_mlx.evaluation.recall` from nothing, and a 
 results/recall.csv says how many values they recall. Runs whose line is there are skipped.
 
 Beside the paper's FM stand FM behind a short convolution, which mamba2 and gated delta have too,
-and FM that is trained dense at first: options of the training, not of the paper.
+FM that is trained dense at first, and FM that chooses its rows by product keys: options that are
+not the paper's.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ def planned() -> Iterator[dict[str, Any]]:
     yield run("fm", 64, 2, 0.0)
     yield run("fm", 64, 2, DENSE_SHARE)
     yield run("fm_convolved", 64, 2, 0.0)
+    yield run("fm_product", 64, 2, 0.0)
+    yield run("fm_product", 64, 2, DENSE_SHARE)
     for m, k in itertools.product((16, 64, 256, 1024, 4096), (2, 8, 4)):
         yield run("fm_convolved", m, k, DENSE_SHARE)
 

@@ -1,4 +1,4 @@
-"""The tables of docs/evidence.md, from the results.
+"""The tables of docs/evidence.md and of the packaged model's card, from the results.
 
 python examples/paper/tables.py rates
 """
@@ -17,6 +17,7 @@ NAMES = {
     "fm": "FM",
     "fm_one_row": "FM, one row",
     "fm_convolved": "FM + convolution",
+    "fm_product": "FM + convolution, product keys",
     "fm_balanced": "FM, balanced",
     "llama": "llama",
     "mamba2": "mamba2",
@@ -135,7 +136,37 @@ def generation() -> Iterator[list[str]]:
         ]
 
 
-TABLES = {"rates": rates, "rows": rows, "recall": recall, "generation": generation}
+def losses_by(table: str, line: str, column: str) -> Iterator[list[str]]:
+    """Bits per byte, a line for each value of one key of a table and a column for each model."""
+    losses = {
+        (known[line], known["model"]): float(known["bits per byte"])
+        for known in runs.lines_of(table)
+    }
+    models = list(dict.fromkeys(model for _, model in losses))
+    yield [column, *models]
+    for value in dict.fromkeys(value for value, _ in losses):
+        known = (losses.get((value, model)) for model in models)
+        yield [value, *("" if loss is None else f"{loss:.3f}" for loss in known)]
+
+
+def packaged() -> Iterator[list[str]]:
+    """Held-out bits per byte by context, of the packaged model and of others of its size."""
+    return losses_by("packaged", "context", "context")
+
+
+def versions() -> Iterator[list[str]]:
+    """Held-out bits per byte by text, of the versions of the packaged model."""
+    return losses_by("versions", "text", "text")
+
+
+TABLES = {
+    "rates": rates,
+    "rows": rows,
+    "recall": recall,
+    "generation": generation,
+    "packaged": packaged,
+    "versions": versions,
+}
 
 
 def markdown(table: Iterable[list[str]]) -> str:

@@ -10,7 +10,7 @@ from fm_mlx.commands.arguments import number, whole
 from fm_mlx.commands.eval_options import add_output, check_output
 
 # the names of `fm_mlx.evaluation.arms.ARMS`, said here so that --help need not load MLX
-ARMS = ("fm", "fm_convolved", "llama", "mamba2", "gated_delta")
+ARMS = ("fm", "fm_convolved", "fm_product", "llama", "mamba2", "gated_delta")
 
 DESCRIPTION = (
     "Train small models from nothing on multi-query associative recall (arXiv:2312.04927): a "
@@ -22,8 +22,8 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arm", nargs="+", choices=ARMS, default=["fm", "llama"],
-        help="what to train; fm_convolved is fm with a short convolution before each memory "
-        "(default: fm llama)",
+        help="what to train; fm_convolved is fm with a short convolution before each memory, "
+        "fm_product the same with rows chosen by product keys (default: fm llama)",
     )  # fmt: skip
     parser.add_argument(
         "--train", nargs="+", type=_setting, metavar="T:P",

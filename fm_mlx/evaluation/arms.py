@@ -9,10 +9,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from fm_mlx.layer import FactorizationMemory
+from fm_mlx.layer import FactorizationMemory, Router
 from fm_mlx.model import Model, ModelArgs
 from fm_mlx.perf.bench import MAMBA2_CONFIG
-
 
 # what mamba2 and gated delta begin with, by the code of their papers (arXiv:2405.21060, 2412.06464)
 _TIME_STEPS = (1e-3, 1e-1)
@@ -81,6 +80,36 @@ def convolve(model: Model) -> Model:
 def fm_convolved(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> nn.Module:
     """`fm` with a short convolution before each memory."""
     return convolve(fm(vocab_size, hidden_size, layers, **changes))
+
+
+class ProductRouter(Router):
+    """Scores of m = n * n rows that are sums of two of 2 n: row i n + j has a[i] + b[j].
+
+    The product keys of Lample et al., 2019 (arXiv:1907.05242): what a token learns of one row, n
+    others learn too.
+
+    Raises:
+        ValueError: m is no square.
+    """
+
+    def __init__(self, hidden_size: int, num_memory_states: int):
+        self.parts = math.isqrt(num_memory_states)
+        if self.parts**2 != num_memory_states:
+            raise ValueError(f"m is {num_memory_states}; product keys need the square of a number")
+        super().__init__(hidden_size, 2 * self.parts)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        first, second, rates = mx.split(super().__call__(x), [self.parts, 2 * self.parts], axis=-1)
+        rows = (first[..., :, None] + second[..., None, :]).flatten(-2)
+        return mx.concatenate([rows, rates], axis=-1)
+
+
+def fm_product(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> nn.Module:
+    """`fm_convolved` whose rows are chosen by product keys."""
+    model = fm_convolved(vocab_size, hidden_size, layers, **changes)
+    for block in model.layers:
+        block.memory.router = ProductRouter(hidden_size, model.args.num_memory_states)
+    return model
 
 
 def llama(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> nn.Module:
@@ -155,6 +184,7 @@ def gated_delta(vocab_size: int, hidden_size: int, layers: int, **changes: Any) 
 ARMS: dict[str, Callable[..., nn.Module]] = {
     "fm": fm,
     "fm_convolved": fm_convolved,
+    "fm_product": fm_product,
     "llama": llama,
     "mamba2": mamba2,
     "gated_delta": gated_delta,

@@ -136,13 +136,10 @@ def train(model: nn.Module, training: Training) -> Iterator[tuple[int, float]]:
 
     A batch depends on the seed and the step alone.
     """
-    schedule = optim.join_schedules(
-        [
-            optim.linear_schedule(0.0, training.rate, max(1, training.steps // 10)),
-            optim.cosine_decay(training.rate, max(1, training.steps - training.steps // 10)),
-        ],
-        [max(1, training.steps // 10)],
-    )
+    warmup = max(1, training.steps // 10)
+    rising = optim.linear_schedule(0.0, training.rate, warmup)
+    falling = optim.cosine_decay(training.rate, max(1, training.steps - warmup))
+    schedule = optim.join_schedules([rising, falling], [warmup])
     optimizer = optim.AdamW(schedule, betas=[0.9, 0.95], weight_decay=0.1)
     optimizer.init(model.trainable_parameters())
     update = update_of(model, optimizer)

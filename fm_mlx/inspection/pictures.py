@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fm_mlx.inspection.observe import Observation
 from fm_mlx.support.figures import new_figure, save
@@ -59,6 +60,8 @@ def _affinities(seen: Observation) -> Figure:
         )
         axes.set_facecolor("#eceef0")
         axes.set_title(f"layer {number}: {use.rows_used:.1f} of {rows} rows used", fontsize=12)
+    for axis in (grid[0, 0].xaxis, grid[0, 0].yaxis):  # all layers share them
+        axis.set_major_locator(MaxNLocator(integer=True))
     figure.supxlabel("token of the prompt")
     figure.supylabel("row of the memory")
     figure.colorbar(colours, ax=grid, label="affinity (grey: not active)", aspect=40, pad=0.01)
@@ -91,6 +94,7 @@ def _rows(seen: Observation) -> Figure:
         ylabel="share of the affinity",
     )
     shares.set_ylim(bottom=0)
+    shares.xaxis.set_major_locator(MaxNLocator(integer=True))
     shares.legend(title="layer", fontsize="small", ncols=2)
     half_lives.set(
         title="Half-life of each row (line: median)",

@@ -24,7 +24,7 @@ from fm_mlx.evaluation.texts import read_tokens
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import texts  # noqa: E402  (the examples beside this folder)
+import texts  # the examples beside this folder
 
 CONTEXTS = (256, 512, 1024, 4096, 16384, 65536)
 EACH = 4096

@@ -28,7 +28,8 @@ def draw_time_steps(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if "dt_bias" in module:
             heads = module.dt_bias.shape
-            steps = mx.exp(mx.random.uniform(*map(math.log, _TIME_STEPS), heads))
+            least, most = map(math.log, _TIME_STEPS)
+            steps = mx.exp(mx.random.uniform(least, most, heads))
             module.dt_bias = steps + mx.log(-mx.expm1(-steps))  # the inverse of softplus
             module.A_log = mx.log(mx.random.uniform(*_DECAYS, heads))
     return model
@@ -77,7 +78,7 @@ def convolve(model: Model) -> Model:
     return model
 
 
-def fm_convolved(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> nn.Module:
+def fm_convolved(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> Model:
     """`fm` with a short convolution before each memory."""
     return convolve(fm(vocab_size, hidden_size, layers, **changes))
 
@@ -104,7 +105,7 @@ class ProductRouter(Router):
         return mx.concatenate([rows, rates], axis=-1)
 
 
-def fm_product(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> nn.Module:
+def fm_product(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> Model:
     """`fm_convolved` whose rows are chosen by product keys."""
     model = fm_convolved(vocab_size, hidden_size, layers, **changes)
     for block in model.layers:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import importlib
+import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+
+import fm_mlx
 
 PAPER = Path(__file__).parents[1] / "examples" / "paper"
 
@@ -63,6 +68,30 @@ def test_tables_and_figures_of_the_results(paper, name, monkeypatch, tmp_path):
     if name in draw.FIGURES:
         draw.FIGURES[name]()
         assert [path.name for path in tmp_path.iterdir()] == [f"paper-{name}.png"]
+
+
+def test_contexts_of_the_packaged_model_predict_the_same_tokens(paper, monkeypatch, tmp_path):
+    runs, packaged = paper("runs"), paper("packaged")
+    monkeypatch.setattr(runs, "RESULTS", tmp_path / "results")
+    text = tmp_path / "some.heldout.txt"
+    text.write_text("In the beginning God created the heaven and the earth. " * 4)
+    model, tokenizer = fm_mlx.load()
+    measure = partial(packaged.measure, "x", "fm", model, tokenizer, text)
+    measure((8, 32), 8)
+    measure((8, 32), 32)
+    lines = runs.lines_of("x")
+    assert [(line["context"], line["tokens"]) for line in lines] == [("8", "32"), ("32", "32")]
+    # whole windows alone, of whose tokens the first is given and not predicted
+    tokens = tokenizer.encode(text.read_text(), add_special_tokens=False)
+    ids = mx.array(tokens[:33])[None]
+    loss = nn.losses.cross_entropy(model(ids[:, :-1]), ids[:, 1:], reduction="mean").item()
+    assert float(lines[1]["nats per token"]) == pytest.approx(loss, abs=1e-4)
+    bits = loss / math.log(2) * len(tokens) / text.stat().st_size
+    assert float(lines[1]["bits per byte"]) == pytest.approx(bits, abs=1e-4)
+    # what is there is not measured again, and a text shorter than a window is left out
+    monkeypatch.setattr(packaged.context, "measure", lambda *args: pytest.fail("measured again"))
+    measure((8, 32), 32)
+    measure((4096,), 4096)
 
 
 def test_balanced_loss_is_least_when_rows_are_used_alike(paper):

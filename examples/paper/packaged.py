@@ -15,7 +15,9 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import mlx.nn as nn
 import runs
 
 from fm_mlx.evaluation import context
@@ -47,22 +49,28 @@ def main() -> None:
         whole = Path(scratch) / "all.heldout.txt"
         whole.write_text("".join(file.read_text("utf-8") for file in files), encoding="utf-8")
         for name, path in zip(names_of(args.model), args.model, strict=True):
+            loaded = load_any(path)
             if args.each:
                 for file in files:
-                    measure("versions", name, path, file, (EACH,))
+                    measure("versions", name, *loaded, file, (EACH,))
             else:
-                measure("packaged", name, path, whole, CONTEXTS, args.longest)
+                measure("packaged", name, *loaded, whole, CONTEXTS, args.longest)
 
 
 def measure(
-    table: str, name: str, path: str, text: Path, contexts: tuple[int, ...], longest: int = EACH
+    table: str,
+    name: str,
+    model: nn.Module,
+    tokenizer: Any,
+    text: Path,
+    contexts: tuple[int, ...],
+    longest: int = EACH,
 ) -> None:
     """Append the losses of a model on a text, a line for each context.
 
     All contexts predict the same tokens: as many as fill windows of the longest of ``contexts``,
     measured or not. A text of fewer tokens than one such window is left out.
     """
-    model, tokenizer = load_any(path)
     count = len(read_tokens(tokenizer, text, 1 << 20).ids)
     predicted = (count - 1) // contexts[-1] * contexts[-1]
     if not predicted:

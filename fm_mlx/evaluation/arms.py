@@ -22,8 +22,9 @@ def draw_time_steps(model: nn.Module) -> nn.Module:
     """Draw the time steps and decays of a new mamba2 or gated delta as their papers' code does.
 
     mlx-lm runs models whose weights it loads: made anew, its layers have time steps of 1.3, with
-    which most heads forget within two tokens, and hardly learn to remember. Models
-    without time steps stay as they are.
+    which most heads forget within two tokens, and hardly learn to remember. Decays are those of
+    mamba2 for both; gated delta's code draws them from 0 on. Models without time steps stay as
+    they are.
     """
     for module in model.modules():
         if "dt_bias" in module:

@@ -116,6 +116,11 @@ def is_buffered(cache: ArraysCache | None) -> TypeGuard[ArraysCache]:
     return cache is not None and len(cache.cache) == _ENTRIES
 
 
+def has_state_alone(cache: ArraysCache) -> bool:
+    """Whether a cache holds a state, and nothing is kept of the passes that led to it."""
+    return cache[0] is not None and not isinstance(cache, WritesSeen)
+
+
 def takes_rows(cache: ArraysCache | None, batch: int) -> bool:
     """Whether `step` can take a token of a batch of this size.
 

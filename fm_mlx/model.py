@@ -17,6 +17,7 @@ from fm_mlx import initial_memory, ops
 from fm_mlx.initial_memory import InitialMemory
 from fm_mlx.layer import FactorizationMemory
 from fm_mlx.precision import may_be_quantised, stays_float32
+from fm_mlx.token_step import TokenStep, suits
 
 MODEL_TYPE = "factorization_memory"
 
@@ -205,12 +206,28 @@ class Backbone(nn.Module):
         reset_positions: mx.array | None = None,
     ) -> mx.array:
         x = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
+        mask = create_ssm_mask(x, cache[0]) if cache else None
+        return self.blocks(x, mask, cache, initial_states, reset_positions)
+
+    def blocks(
+        self,
+        x: mx.array,
+        mask: mx.array | None = None,
+        cache: Sequence[ArraysCache] | None = None,
+        initial_states: Sequence[mx.array | None] | None = None,
+        reset_positions: mx.array | None = None,
+    ) -> mx.array:
+        """The blocks and the last norm: (B, T, hidden) -> (B, T, hidden).
+
+        Args:
+            x: embedded tokens.
+            mask: (B, T) bool; False marks padding.
+            cache, initial_states, reset_positions: as for the model.
+        """
         nothing = [None] * len(self.layers)
-        cache_of_layers, initial_states = cache or nothing, initial_states or nothing
-        mask = create_ssm_mask(x, cache_of_layers[0])
         update = None
         for layer, layer_cache, initial_state in zip(
-            self.layers, cache_of_layers, initial_states, strict=True
+            self.layers, cache or nothing, initial_states or nothing, strict=True
         ):
             block = checkpoint(layer) if self.gradient_checkpointing else layer
             x, update = block(x, update, mask, layer_cache, initial_state, reset_positions)
@@ -246,6 +263,7 @@ class Model(nn.Module):
         )
         if not args.tie_word_embeddings:
             self.lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
+        self._token_step = TokenStep(self._forward_token, self.state)
 
     def __call__(
         self,
@@ -264,11 +282,19 @@ class Model(nn.Module):
                 begins, with a memory of its own; a position from T on resets nothing
                 (`ops.memory_scan`).
         """
+        plain = input_embeddings is None and reset_positions is None and not self.training
+        if plain and cache is not None and suits(inputs, cache):
+            return self._token_step(inputs, cache)
         initial_states = None
         if cache is None or cache[0][0] is None or reset_positions is not None:
             initial_states = self.initial_memory.states()
         hidden = self.model(inputs, cache, input_embeddings, initial_states, reset_positions)
         return self.logits(hidden)
+
+    def _forward_token(
+        self, inputs: mx.array, cache: list[ArraysCache], mask: mx.array | None
+    ) -> mx.array:
+        return self.logits(self.model.blocks(self.model.embed_tokens(inputs), mask, cache))
 
     def logits(self, x: mx.array) -> mx.array:
         """The head: (..., hidden) after the last norm -> (..., vocab)."""

@@ -256,14 +256,14 @@ TINY = {
 
 
 def tiny_model(code: Code, seed: int = 0, **config: Any):
-    """A random model of the code under test."""
+    """A random model of the code under test, as `load` gives it: not in training."""
     mx.random.seed(seed)
     args = code.model.ModelArgs.from_dict({**TINY, **config})
     model = code.model.Model(args)
     # embeddings of nn.Embedding are small; wide ones make the routing decided
     model.model.embed_tokens.weight = mx.random.normal(model.model.embed_tokens.weight.shape)
     mx.eval(model.parameters())
-    return model
+    return model.eval()
 
 
 def tokens(shape: tuple[int, ...], seed: int = 0) -> mx.array:

@@ -7,9 +7,11 @@ test_mutants.py runs them on broken copies of it and wants them to fail.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from unittest.mock import patch
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -104,6 +106,13 @@ def with_rates(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return routing, update[..., None], merge[..., None]
 
 
+@contextmanager
+def not_on_the_cpu(code: Code) -> Iterator[None]:
+    """Choose the rows as on a GPU on which the kernel does not run."""
+    with patch.object(code.ops.routing, "on_cpu", return_value=False):
+        yield
+
+
 def routing_is_the_affinity(
     code: Code, logits: np.ndarray, num_active: int, temperature: float = 1.0
 ) -> float:
@@ -135,6 +144,43 @@ def model_is_the_reference(code: Code, length: int = 70, **config) -> float:
     for got, state in zip(cache, states, strict=True):
         close(got[0][0], state, LOGITS_TOLERANCE, "state")
     return close(logits[0], wanted, LOGITS_TOLERANCE, "logits")
+
+
+@contextmanager
+def token_by_token(code: Code) -> Iterator[None]:
+    """Decode without compiled tokens."""
+    with patch.object(code.model, "suits", return_value=False):
+        yield
+
+
+def token_step_is_the_forward_pass(
+    code: Code,
+    batch: int = 1,
+    change: Callable[[nn.Module], object] = lambda model: None,
+    left_padding: list[int] | None = None,
+    **config,
+) -> None:
+    """A compiled token has the logits of the plain one, and leaves the same states."""
+    model = tiny_model(code, **config)
+    change(model)
+    ids = tokens((batch, 18))
+
+    def decoded() -> tuple[list[mx.array], list[ArraysCache]]:
+        cache = model.make_cache()
+        for layer_cache in cache:
+            layer_cache.left_padding = None if left_padding is None else mx.array(left_padding)
+        logits = [model(ids[:, :12], cache)]
+        logits += [model(ids[:, t : t + 1], cache) for t in range(12, 18)]
+        return logits, cache
+
+    got, cache = decoded()
+    with token_by_token(code):
+        wanted, other = decoded()
+    for a, b in zip(got, wanted, strict=True):
+        assert a.dtype == b.dtype
+        close(a.astype(mx.float32), b.astype(mx.float32), LOGITS_TOLERANCE, "logits")
+    for a, b in zip(cache, other, strict=True):
+        close(code.cache.state_of(a), code.cache.state_of(b), LOGITS_TOLERANCE, "state")
 
 
 # ---- Law 2: a sequence may be split anywhere

@@ -139,6 +139,12 @@ def routing_of_ties(code):
     laws.routing_is_the_affinity(code, np.zeros((2, 9), "float32"), 4)
 
 
+def routing_by_keys(code):
+    with laws.not_on_the_cpu(code):
+        routing(code)
+        routing_of_ties(code)
+
+
 A_LOOP_OVER_CHUNKS = """
 states = [state]
 for n in range(increment.shape[1]):
@@ -234,8 +240,8 @@ MUTANTS = [
         laws.model_is_the_reference,
         "ops.routing",
         "_softmax",
-        "mx.softmax(logits / temperature, axis=-1)",
-        "mx.softmax(logits, axis=-1)",
+        "logits / temperature",
+        "logits",
     ),
     Mutant(
         "law 1",
@@ -355,50 +361,62 @@ MUTANTS = [
         "mx.tril(mx.ones((chunk, chunk), dtype=mx.bool_))",
         "mx.ones((chunk, chunk), dtype=mx.bool_)",
     ),
-    Mutant(
-        "law 5",
-        "the k best are not renormalised",
-        routing,
-        "ops.routing",
-        "_route",
-        "best_alpha / best_alpha.sum(axis=-1, keepdims=True)",
-        "best_alpha",
-    ),
-    Mutant(
-        "law 5",
-        "the k best are not renormalised (dense form)",
-        routing,
-        "ops.routing",
-        "_affinity",
-        "alpha / alpha.sum(axis=-1, keepdims=True)",
-        "alpha",
-    ),
-    Mutant(
-        "law 5",
-        "of equal rows all are active (dense form)",
-        routing_of_ties,
-        "ops.routing",
-        "_affinity",
-        "keys >= _largest(keys, num_active)[..., :1]",
-        "alpha >= mx.sort(alpha, axis=-1)[..., -num_active, None]",
+    *(
+        Mutant(
+            "law 5",
+            f"the k best are not renormalised ({function})",
+            routing,
+            "ops.routing",
+            function,
+            "_softmax(mx.take_along_axis(logits, indices, axis=-1), temperature)",
+            "mx.take_along_axis(_softmax(logits, temperature), indices, axis=-1)",
+        )
+        for function in ("_route", "_route_dense")
     ),
     Mutant(
         "law 5",
         "the k best but one more, without the best",
-        routing,
+        routing_by_keys,
         "ops.routing",
-        "_largest",
-        "mx.partition(keys, rest, axis=-1)[..., rest:]",
-        "mx.partition(keys, rest, axis=-1)[..., rest - 1 : -1]",
+        "_by_unique_keys",
+        "mx.partition(_unique_keys(logits), rest, axis=-1)[..., rest:]",
+        "mx.partition(_unique_keys(logits), rest, axis=-1)[..., rest - 1 : -1]",
     ),
     Mutant(
         "law 5",
         "ties go to the highest index",
         routing_of_ties,
         "ops.routing",
-        "_route",
-        "mx.sort(num_rows - 1 - low_word, axis=-1)",
-        "mx.sort(low_word, axis=-1)",
+        "_by_partition",
+        "mx.argpartition(-logits, num_active - 1, axis=-1)[..., :num_active]",
+        "mx.argpartition(logits, -num_active, axis=-1)[..., -num_active:]",
+    ),
+    Mutant(
+        "law 5",
+        "ties go to the highest index (keys)",
+        routing_by_keys,
+        "ops.routing",
+        "_unique_keys",
+        "mx.arange(logits.shape[-1] - 1, -1, -1)",
+        "mx.arange(logits.shape[-1])",
+    ),
+    Mutant(
+        "law 3",
+        "a compiled token forgets the padding",
+        partial(laws.token_step_is_the_forward_pass, batch=3, left_padding=[0, 14, 13]),
+        "token_step",
+        "TokenStep.__call__",
+        "self._step(tokens, entries, mask)",
+        "self._step(tokens, entries, None)",
+    ),
+    Mutant(
+        "law 3",
+        "a compiled token does not count itself",
+        partial(laws.token_step_is_the_forward_pass, batch=3, left_padding=[0, 14, 13]),
+        "token_step",
+        "TokenStep.__call__",
+        "layer_cache.advance(1)",
+        "None",
     ),
     Mutant(
         "law 5",
@@ -414,7 +432,7 @@ MUTANTS = [
         "rates are read from the first rows of the router",
         lambda code: laws.rows_have_no_order(code, 2),
         "ops.routing",
-        "_rates",
+        "_logits_and_rates",
         "routing[..., -2:]",
         "routing[..., :2]",
     ),
@@ -505,8 +523,9 @@ MUTANTS = [
         lambda code: laws.routing_gradient_is_the_affinitys(code, 2, 1.0),
         "ops.routing",
         "_route",
-        "best_alpha / best_alpha.sum(axis=-1, keepdims=True)",
-        "best_alpha / mx.stop_gradient(best_alpha.sum(axis=-1, keepdims=True))",
+        "_softmax(mx.take_along_axis(logits, indices, axis=-1), temperature)",
+        "(lambda e: e / mx.stop_gradient(e.sum(axis=-1, keepdims=True)))"
+        "(mx.exp(mx.take_along_axis(logits, indices, axis=-1) / temperature))",
     ),
     Mutant(
         "law 6",

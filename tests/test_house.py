@@ -24,7 +24,7 @@ FLOORS = [
     ["metal_kernels"],
     ["ops"],
     ["layer", "cache", "initial_memory", "precision"],
-    ["model", "weights", "registry"],
+    ["model", "token_step", "weights", "registry"],
     ["loading", "text", "chat", "finite"],
     ["prefill", "memory"],
     ["generation", "batch", "speculative", "drafting"],

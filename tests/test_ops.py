@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from cases import REAL, routed, same_bits
-from laws import routing_is_the_affinity, with_rates
+from laws import not_on_the_cpu, routing_is_the_affinity, with_rates
 from mlx_lm.models.activations import swiglu
 
 from fm_mlx import ops
@@ -14,6 +16,14 @@ from fm_mlx import ops
 ROWS = 9
 
 
+@pytest.fixture(params=["partition", "keys"])
+def choice(request):
+    """Both ways to choose the rows without the kernel."""
+    with not_on_the_cpu(REAL) if request.param == "keys" else nullcontext():
+        yield
+
+
+@pytest.mark.usefixtures("choice")
 class TestRouting:
     """`route` and `route_dense`."""
 
@@ -31,9 +41,9 @@ class TestRouting:
 
     def test_ties_among_a_few_levels(self):
         levels = np.random.default_rng(1).normal(size=3).astype(np.float32)
-        for rows in (3, ROWS, 21, 64):
-            logits = np.random.default_rng(rows).choice(levels, (200, rows))
-            for num_active in range(1, rows + 1, 5):
+        for rows in (3, ROWS, 21, 64, 4096):
+            logits = np.random.default_rng(rows).choice(levels, (200 if rows < 100 else 3, rows))
+            for num_active in range(1, rows + 1, max(5, rows // 7)):
                 routing_is_the_affinity(REAL, logits, num_active)
 
     def test_affinities_that_underflow_to_zero(self):

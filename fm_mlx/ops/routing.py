@@ -8,7 +8,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from fm_mlx.metal_kernels import route as kernels
-from fm_mlx.metal_kernels.launch import differentiable, runs
+from fm_mlx.metal_kernels.launch import differentiable, on_cpu, runs
 
 
 class SparseRouting(NamedTuple):
@@ -40,9 +40,10 @@ class DenseRouting(NamedTuple):
 def route(routing: mx.array, num_active: int, temperature: float = 1.0) -> SparseRouting:
     """The k active rows of each token, with their write and merge weights.
 
-    Softmax over all m rows in float32, then top-k, then renormalise (the sparse
-    affinity of arXiv:2511.00315), times the update or the merge rate. Ties go to the
-    lowest index on every backend. Differentiable in ``routing``.
+    Softmax over all m rows, then top-k, then renormalise (the sparse affinity of
+    arXiv:2511.00315), which is the softmax over the active rows alone, in float32; times the
+    update or the merge rate. Ties go to the lowest index on every backend. Differentiable in
+    ``routing``.
 
     Args:
         routing: (..., m + 2), any float dtype: the logits W_alpha x of m rows, then
@@ -90,65 +91,75 @@ def _check(num_rows: int, num_active: int, temperature: float) -> None:
 
 
 def _route(routing, num_active, temperature):
-    logits, rates = routing[..., :-2], _rates(routing)
+    logits, rates = _logits_and_rates(routing)
     num_rows = logits.shape[-1]
-    alpha = _softmax(logits, temperature)
     if num_active == num_rows:
         indices = mx.broadcast_to(mx.arange(num_rows, dtype=mx.int32), logits.shape)
+        alpha = _softmax(logits, temperature)
     else:
-        best = _largest(_unique_keys(logits), num_active)
-        low_word = mx.bitwise_and(best, mx.array(0xFFFFFFFF, mx.uint64)).astype(mx.int32)
-        indices = mx.sort(num_rows - 1 - low_word, axis=-1)
-        best_alpha = mx.take_along_axis(alpha, indices, axis=-1)
-        alpha = best_alpha / best_alpha.sum(axis=-1, keepdims=True)
+        indices = mx.sort(_active_rows(logits, num_active).astype(mx.int32), axis=-1)
+        alpha = _softmax(mx.take_along_axis(logits, indices, axis=-1), temperature)
     return indices, rates[..., :1] * alpha, rates[..., 1:] * alpha
 
 
 def _route_dense(routing, num_active, temperature):
-    alpha, rates = _affinity(routing[..., :-2], num_active, temperature), _rates(routing)
+    logits, rates = _logits_and_rates(routing)
+    if num_active == logits.shape[-1]:
+        alpha = _softmax(logits, temperature)
+    else:
+        indices = _active_rows(logits, num_active)
+        alpha = _softmax(mx.take_along_axis(logits, indices, axis=-1), temperature)
+        alpha = mx.put_along_axis(mx.zeros_like(logits), indices, alpha, axis=-1)
     return rates[..., :1] * alpha, rates[..., 1:] * alpha
 
 
-def _affinity(logits, num_active, temperature):
-    """Memory affinity alpha of all m rows."""
-    alpha = _softmax(logits, temperature)
-    if num_active == logits.shape[-1]:
-        return alpha
-    keys = _unique_keys(logits)
-    active = keys >= _largest(keys, num_active)[..., :1]
-    alpha = mx.where(active, alpha, 0)
-    return alpha / alpha.sum(axis=-1, keepdims=True)
-
-
-def _rates(routing: mx.array) -> mx.array:
-    """eta and mu, (..., 2) float32."""
-    return mx.sigmoid(routing[..., -2:].astype(mx.float32))
+def _logits_and_rates(routing: mx.array) -> tuple[mx.array, mx.array]:
+    """The logits (..., m), and eta and mu (..., 2), float32."""
+    routing = routing.astype(mx.float32)
+    return routing[..., :-2], mx.sigmoid(routing[..., -2:])
 
 
 def _softmax(logits: mx.array, temperature: float) -> mx.array:
-    return mx.softmax(logits.astype(mx.float32) / temperature, axis=-1)
+    if temperature != 1:
+        logits = logits / temperature
+    return mx.softmax(logits, axis=-1)
+
+
+def _active_rows(logits: mx.array, num_active: int) -> mx.array:
+    """The rows of the k largest logits (..., m) float32, in any order: (..., k) integers.
+
+    By the logits, not by their softmax, which keeps their order up to its rounding and rounds
+    differently on every backend. The lower index is the larger among equals.
+    """
+    choose = _by_partition if on_cpu() else _by_unique_keys
+    return choose(mx.stop_gradient(logits), num_active)
+
+
+def _by_partition(logits: mx.array, num_active: int) -> mx.array:
+    """For the CPU backend, whose `mx.argpartition` compares equal numbers by their index."""
+    return mx.argpartition(-logits, num_active - 1, axis=-1)[..., :num_active]
+
+
+def _by_unique_keys(logits: mx.array, num_active: int) -> mx.array:
+    """For every backend: without ties, every way to sort gives the same rows."""
+    num_rows = logits.shape[-1]
+    rest = num_rows - num_active
+    best = mx.partition(_unique_keys(logits), rest, axis=-1)[..., rest:]
+    low_word = mx.bitwise_and(best, mx.array(0xFFFFFFFF, mx.uint64)).astype(mx.int32)
+    return num_rows - 1 - low_word
 
 
 def _unique_keys(logits: mx.array) -> mx.array:
     """Keys (..., m) uint64 that order like the logits, the lower index first among equals.
 
-    The softmax keeps the order of the logits, up to its rounding, which differs between
-    backends: the choice of rows should not. The bits of a positive float32 order like the
-    number, those of a negative one against it. With m - 1 - index below them there are no
-    ties, and every way to sort, stable or not, gives the same order.
+    The bits of a positive float32 order like the number, those of a negative one against it.
+    With m - 1 - index below them there are no ties.
     """
-    logits = mx.stop_gradient(logits).astype(mx.float32)
     bits = mx.where(logits == 0, 0, logits).view(mx.uint32)  # -0 is +0
     sign = mx.array(0x80000000, mx.uint32)
     bits = mx.where(bits >= sign, mx.bitwise_invert(bits), bits | sign).astype(mx.uint64)
     below = mx.arange(logits.shape[-1] - 1, -1, -1).astype(mx.uint64)
     return mx.left_shift(bits, mx.array(32, mx.uint64)) | below
-
-
-def _largest(keys: mx.array, count: int) -> mx.array:
-    """The ``count`` largest of the last axis, the least of them first."""
-    rest = keys.shape[-1] - count
-    return mx.partition(keys, rest, axis=-1)[..., rest:]
 
 
 def _over_tokens(form, routing: mx.array) -> tuple[mx.array, ...]:

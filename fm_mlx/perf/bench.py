@@ -82,7 +82,7 @@ class Arm:
 
     @classmethod
     def build(cls, name: str, model_class: type, args_class: type, config: dict) -> Arm:
-        model = model_class(args_class.from_dict(config))
+        model = model_class(args_class.from_dict(config)).eval()
         mx.eval(model.parameters())
         return cls(name, model)
 

@@ -1,8 +1,9 @@
 """Where the time of a model goes, part by part, on this device.
 
-A part is timed alone, all its layers together, on inputs of the right shape. What they
-leave of the whole step is what lies between them. Beside each stands a bound: the bytes and
-operations that it cannot do without, at the speeds of a copy and a matrix product here.
+A part is timed alone, all its layers together, on inputs of the right shape, compiled where the
+model's own token is. What they leave of the whole step is what lies between them. Beside each
+stands a bound: the bytes and operations that it cannot do without, at the speeds of a copy and a
+matrix product here.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fm_mlx.ops import SparseRouting
 from fm_mlx.perf.timing import decode, medians_in_turns, seconds_of, started_caches
 from fm_mlx.perf.work import scan_work, update_work
 from fm_mlx.support.arrays import nbytes
+from fm_mlx.token_step import TokenStep, suits
 
 _DECODED = 32
 # Tokens of a part that are evaluated together in decode, so that handing them over does not
@@ -71,54 +73,75 @@ def parts(model: Model, tokens: int) -> list[Part]:
     routings = [block.memory.route(hidden, c) for block, c in zip(layers, caches, strict=True)]
     mx.eval(hidden, values, routings)
     item, norms = hidden.dtype.size, 2 * len(layers) + 1
-    sparse = isinstance(routings[0], SparseRouting)
+    form = type(routings[0])
+    # containers, in which mx.compile puts what it traces
+    held = {"values": values, "routings": [list(routing) for routing in routings]}
 
-    def norm():
+    def norm(hidden, cache, mask):
         of_blocks = [n(hidden, hidden) for b in layers for n in (b.memory_norm, b.mlp_norm)]
         return [*of_blocks, model.model.norm(hidden, hidden)]
 
-    def projections():
-        return [x for b in layers for x in (b.memory.in_proj(hidden), b.memory.out_proj(values))]
+    def projections(hidden, cache, mask):
+        read = held["values"]
+        return [x for b in layers for x in (b.memory.in_proj(hidden), b.memory.out_proj(read))]
 
-    def router():
-        return [b.memory.route(hidden, c) for b, c in zip(layers, caches, strict=True)]
+    def router(hidden, cache, mask):
+        return [b.memory.route(hidden, c) for b, c in zip(layers, cache, strict=True)]
 
-    def memory():
-        together = zip(layers, routings, caches, strict=True)
-        return [b.memory.recurrence(r, values, None, c) for b, r, c in together]
+    def memory(hidden, cache, mask):
+        written, together = held["values"], zip(layers, held["routings"], cache, strict=True)
+        return [b.memory.recurrence(form(*r), written, mask, c) for b, r, c in together]
 
-    def mlp():
+    def mlp(hidden, cache, mask):
         return [b.mlp(hidden) for b in layers]
 
-    def head():
+    def head(hidden, cache, mask):
         return [model.logits(hidden)]
+
+    def as_in_the_model(part):
+        if suits(hidden[..., 0], caches):
+            return partial(TokenStep(part, [model.state, held]), hidden, caches)
+        return partial(part, hidden, caches, None)
 
     wide, narrow = hidden.nbytes, values.nbytes
     chosen = sum(x.nbytes for x in routings[0])
+    sparse = form is SparseRouting
     work = update_work(args, 1, sparse=sparse) if tokens == 1 else scan_work(args, tokens)
     modules = [b.memory for b in layers]
     built = [
-        Part("norm", norm, _moves(norms * 4 * wide) + Cost(0, 0, norms * 5 * hidden.size)),
+        Part(
+            "norm",
+            as_in_the_model(norm),
+            _moves(norms * 4 * wide) + Cost(0, 0, norms * 5 * hidden.size),
+        ),
         Part(
             "projections",
-            projections,
+            as_in_the_model(projections),
             _products([p for m in modules for p in (m.in_proj, m.out_proj)], tokens)
             + _moves(2 * len(layers) * (wide + narrow)),
         ),
         Part(
             "router",
-            router,
+            as_in_the_model(router),
             _products([m.router for m in modules], tokens) + _moves(len(layers) * (wide + chosen)),
         ),
-        Part("memory", memory, work * len(layers)),
+        Part("memory", as_in_the_model(memory), work * len(layers)),
         Part(
-            "MLP", mlp, _products([b.mlp for b in layers], tokens) + _moves(2 * len(layers) * wide)
+            "MLP",
+            as_in_the_model(mlp),
+            _products([b.mlp for b in layers], tokens) + _moves(2 * len(layers) * wide),
         ),
     ]
     if tokens == 1:
         tied = args.tie_word_embeddings
         table = model.model.embed_tokens if tied else model.lm_head
-        built.append(Part("head", head, _products([table], 1) + _moves(item * args.vocab_size)))
+        built.append(
+            Part(
+                "head",
+                as_in_the_model(head),
+                _products([table], 1) + _moves(item * args.vocab_size),
+            )
+        )
     return built
 
 

@@ -54,9 +54,9 @@ def load_arrays_and_metadata(path: Path) -> tuple[dict[str, mx.array], dict[str,
     )
 
 
-def compiled(function: _Function) -> _Function:
-    """`mx.compile`."""
-    return cast(_Function, mx.compile(function))
+def compiled(function: _Function, inputs: Any = None) -> _Function:
+    """`mx.compile`; `inputs` is a tree of arrays that the function uses beside its arguments."""
+    return cast(_Function, mx.compile(function, inputs=inputs))
 
 
 def with_vjp(function: _Function, vjp: Callable[..., Any]) -> _Function:

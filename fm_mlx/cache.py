@@ -19,12 +19,13 @@ import mlx.core as mx
 from mlx_lm.models.cache import ArraysCache
 
 from fm_mlx import ops
-from fm_mlx.ops import SparseRouting
-from fm_mlx.ops.step import element_indices, written
+from fm_mlx.metal_kernels.launch import runs
+from fm_mlx.ops import Write
+from fm_mlx.ops.step import written
 
 # Entries of a double-buffered cache. AHEAD is written and read by the next step and lacks
-# the rows of the last two; BEHIND was read by the last step and lacks that one's rows.
-# The rows that wait to be written stand beside their `element_indices`.
+# the rows of the last two; BEHIND was read by the last step and lacks that one's rows. OLDER
+# holds the rows of the token before the last, or, where the kernel runs, those of both.
 AHEAD, BEHIND, OLDER_INDICES, OLDER_ROWS, NEWER_INDICES, NEWER_ROWS = range(6)
 _ENTRIES = 6
 
@@ -133,7 +134,7 @@ def state_of(cache: ArraysCache) -> mx.array | None:
     """The whole state (B, m, d) float32; None if nothing was read yet and nothing learned."""
     if not is_buffered(cache) or cache[BEHIND] is None:
         return cache[0]
-    return written(cache[BEHIND], (cache[NEWER_INDICES], cache[NEWER_ROWS]))
+    return written(cache[BEHIND], Write(cache[NEWER_INDICES], cache[NEWER_ROWS]))
 
 
 def set_state(cache: ArraysCache, state: mx.array, num_active: int) -> None:
@@ -141,32 +142,45 @@ def set_state(cache: ArraysCache, state: mx.array, num_active: int) -> None:
     cache[0] = state
     if is_buffered(cache):
         # rows that wait to be written must be there: these are written already
-        indices = mx.arange(num_active, dtype=mx.int32)
-        indices = mx.broadcast_to(indices, (len(state), 1, num_active))
-        write = element_indices(indices, state), mx.contiguous(state[:, :num_active])
-        cache.cache = [state, state, *write, *write]
+        indices = mx.broadcast_to(mx.arange(num_active, dtype=mx.int32), (len(state), num_active))
+        newer = Write(indices, mx.contiguous(state[:, :num_active]))
+        older = newer
+        if runs("sparse_update"):
+            # as its steps leave it, so that caches of one length can be joined into a batch
+            older = Write(*(mx.concatenate([x, x], axis=1) for x in newer))
+        cache.cache = [state, state, *older, *newer]
 
 
 def step(
     cache: ArraysCache,
-    routing: SparseRouting,
+    scores: mx.array,
     values: mx.array,
     mask: mx.array | None,
+    temperature: float,
     eps: float,
 ) -> mx.array:
     """One token on a cache for which `takes_rows` holds; y (B, 1, d).
 
     Args:
         cache: updated.
-        routing: the rows of the token, from `ops.route`; (B, 1, k).
+        scores: of the rows and the rates, from the router; (B, 1, m + 2).
         values: (B, 1, d).
         mask: (B, 1) bool or None.
+        temperature: tau.
         eps: added to the mean square of a row.
     """
     ahead, behind, *waiting = cast(list[mx.array], cache.cache)
     # the graph must hold the only reference to the buffer that it writes
     cache.cache = []
-    writes = list(zip(waiting[::2], waiting[1::2], strict=True))
-    state, write, y = ops.buffered_memory_step(writes, *routing, values, ahead, mask, eps=eps)
-    cache.cache = [behind, state, *waiting[2:], *write]
+    state, older, newer, y = ops.buffered_memory_step(
+        Write(*waiting[:2]),
+        Write(*waiting[2:]),
+        scores,
+        values,
+        ahead,
+        mask,
+        temperature=temperature,
+        eps=eps,
+    )
+    cache.cache = [behind, state, *older, *newer]
     return y

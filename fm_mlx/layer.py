@@ -10,7 +10,7 @@ from mlx_lm.models.cache import ArraysCache
 
 from fm_mlx import cache as caches
 from fm_mlx import ops
-from fm_mlx.ops import DenseRouting, SparseRouting
+from fm_mlx.ops import DenseRouting
 
 
 class Router(nn.Module):
@@ -88,20 +88,21 @@ class FactorizationMemory(nn.Module):
         read = self.recurrence(routing, values, mask, cache, initial_state, reset_positions)
         return self.out_proj(read)
 
-    def route(self, x: mx.array, cache: ArraysCache | None = None) -> SparseRouting | DenseRouting:
+    def route(self, x: mx.array, cache: ArraysCache | None = None) -> DenseRouting | mx.array:
         """Choose the rows that the tokens x (B, T, hidden) touch, and how strongly.
 
         Returns:
-            The active rows alone if one token meets a cache of two buffers, else all rows.
+            theta and phi of all rows. If one token meets a cache of two buffers, the router's
+            scores (B, 1, m + 2): there the recurrence chooses the active rows itself.
         """
-        logits = self.router(x)
-        sparse = x.shape[1] == 1 and caches.takes_rows(cache, batch=len(x))
-        route = ops.route if sparse else ops.route_dense
-        return route(logits, self.num_active_states, self.affinity_temperature)
+        scores = self.router(x)
+        if x.shape[1] == 1 and caches.takes_rows(cache, batch=len(x)):
+            return scores
+        return ops.route_dense(scores, self.num_active_states, self.affinity_temperature)
 
     def recurrence(
         self,
-        routing: SparseRouting | DenseRouting,
+        routing: DenseRouting | mx.array,
         values: mx.array,
         mask: mx.array | None = None,
         cache: ArraysCache | None = None,
@@ -109,9 +110,9 @@ class FactorizationMemory(nn.Module):
         reset_positions: mx.array | None = None,
     ) -> mx.array:
         """Write the values (B, T, d) as `route` says, and read: y (B, T, d)."""
-        if isinstance(routing, SparseRouting):
-            assert cache is not None  # only a cache of two buffers is routed so
-            y = caches.step(cache, routing, values, mask, self.eps)
+        if isinstance(routing, mx.array):
+            assert cache is not None  # only a cache of two buffers takes scores
+            y = caches.step(cache, routing, values, mask, self.affinity_temperature, self.eps)
         else:
             y = self._on_all_rows(routing, values, mask, cache, initial_state, reset_positions)
         if cache is not None:

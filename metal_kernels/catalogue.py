@@ -5,14 +5,13 @@ from __future__ import annotations
 from fm_mlx.metal_kernels.add_rms_norm import ADD_RMS_NORM
 from fm_mlx.metal_kernels.chunk_scan import CHUNK_SCAN, CHUNK_SCAN_VJP
 from fm_mlx.metal_kernels.launch import MetalKernel
-from fm_mlx.metal_kernels.route import ROUTE_DENSE, ROUTE_SPARSE
+from fm_mlx.metal_kernels.route import ROUTE_DENSE
 from fm_mlx.metal_kernels.sparse_update import SPARSE_UPDATE, SPARSE_UPDATE_MASKED
 from fm_mlx.metal_kernels.state_pass import STATE_PASS
 
 KERNELS: dict[str, MetalKernel] = {
     kernel.name: kernel
     for kernel in (
-        ROUTE_SPARSE,
         ROUTE_DENSE,
         SPARSE_UPDATE,
         SPARSE_UPDATE_MASKED,

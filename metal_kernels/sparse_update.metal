@@ -1,31 +1,85 @@
-// One token on k rows of the memory (reference op: sparse_update in fm_mlx/ops/step.py):
+// One token on the k rows it is most affine to (reference op: sparse_update in
+// fm_mlx/ops/step.py):
 //
-//   indices, theta, phi (B, k), value (B, d) of type T, state (B, m, d)
-//   -> rows (B, k, d) = (1 - theta) h + theta v, y (B, d) = sum_i phi_i rows_i / rms(rows_i)
+//   scores (B, m + 2), value (B, d) of type T, state (B, m, d), and what the last token wrote,
+//   last_indices (B, k) and last_rows (B, k, d), which the state has
+//   -> theta, phi (B, k) of the active rows, h = (1 - theta) h + theta v,
+//      y (B, d) = sum_i phi_i h_i / rms(h_i),
+//      and what both tokens wrote, indices (B, 2k) and rows (B, 2k, d), this one's at the end: a
+//      row that both wrote is there twice, as it is now, so that the order of writing is free.
 //
-// One threadgroup per token of the batch. Each thread owns the numbers thread_index,
-// thread_index + threads, ...: it reads every number of the k rows once, keeps it in a
-// register until the row's norm is known, and writes it once. m does not enter.
-// ROWS rows at a time share the two barriers of their norms.
+// One threadgroup per token of the batch. Its first SIMD-group chooses the rows. Each thread
+// owns the numbers thread_index, thread_index + threads, ...: it reads every number of the k rows
+// once, keeps it in a register until the row's norm is known, and writes it once. Of the state,
+// m does not enter. ROWS rows at a time share the two barriers of their norms.
+#include "affinity.h"
 #include "memory_norm.h"
 #include "simdgroup.h"
 
 constant constexpr int ROWS = 8;
 
-template <typename T, int per_thread, typename Indices, typename Weights, typename State, typename Value>
+// The k active rows of a token, rising, and their weights.
+template <int per_lane, typename Scores>
+inline void choose_rows(
+    Scores scores,
+    device int* indices,
+    device float* theta,
+    device float* phi,
+    int num_rows,
+    int num_active,
+    float temperature,
+    uint lane) {
+  float alpha[per_lane];
+  bool active[per_lane];
+  affinity<per_lane>(scores, alpha, active, num_rows, num_active, temperature, lane);
+  const float update_rate = sigmoid(float(scores[num_rows]));
+  const float merge_rate = sigmoid(float(scores[num_rows + 1]));
+  int written = 0;
+  UNROLL
+  for (int j = 0; j < per_lane; ++j) {
+    const int slot = written + metal::simd_prefix_exclusive_sum(active[j] ? 1 : 0);
+    if (active[j]) {
+      indices[slot] = lane + j * LANES;
+      theta[slot] = update_rate * alpha[j];
+      phi[slot] = merge_rate * alpha[j];
+    }
+    written += metal::simd_sum(active[j] ? 1 : 0);
+  }
+}
+
+// Where a row stands among k rising ones, or k.
+inline int position(int row, device const int* rising, int count) {
+  int first = 0;
+  int last = count;
+  while (first < last) {
+    const int middle = (first + last) / 2;
+    if (rising[middle] < row) {
+      first = middle + 1;
+    } else {
+      last = middle;
+    }
+  }
+  return first < count && rising[first] == row ? first : count;
+}
+
+template <typename T, int per_thread, int per_lane, typename Scores, typename Value, typename State, typename Indices, typename Rows>
 inline void sparse_update(
-    Indices indices,
-    Weights theta,
-    Weights phi,
+    Scores scores,
     Value value,
     State state,
+    Indices last_indices,
+    Rows last_rows,
     bool active,
+    device int* indices,
     device float* rows,
     device T* y,
+    device float* theta,
+    device float* phi,
     threadgroup float* partial,
     int num_active,
     int num_rows,
     int width,
+    float temperature,
     float eps,
     uint batch,
     uint thread_index,
@@ -33,13 +87,23 @@ inline void sparse_update(
     uint simdgroup,
     uint simdgroups,
     uint lane) {
-  indices += size_t(batch) * num_active;
+  scores += size_t(batch) * (num_rows + 2);
+  value += size_t(batch) * width;
+  state += size_t(batch) * num_rows * width;
   theta += size_t(batch) * num_active;
   phi += size_t(batch) * num_active;
-  value += size_t(batch) * width;
   y += size_t(batch) * width;
-  state += size_t(batch) * num_rows * width;
-  rows += size_t(batch) * num_active * width;
+  last_indices += size_t(batch) * num_active;
+  last_rows += size_t(batch) * num_active * width;
+  indices += size_t(batch) * 2 * num_active;
+  rows += size_t(batch) * 2 * num_active * width;
+  device int* own = indices + num_active;
+  device float* own_rows = rows + size_t(num_active) * width;
+
+  if (simdgroup == 0) {
+    choose_rows<per_lane>(scores, own, theta, phi, num_rows, num_active, temperature, lane);
+  }
+  metal::threadgroup_barrier(metal::mem_flags::mem_device);
 
   float new_value[per_thread];
   float sum[per_thread];
@@ -59,14 +123,14 @@ inline void sparse_update(
       if (slot < num_active) {
         // a masked token may carry any number, NaN too: it must not even be multiplied by 0
         const float write = active ? float(theta[slot]) : 0.0f;
-        const size_t row = size_t(indices[slot]) * width;
+        const size_t row = size_t(own[slot]) * width;
         UNROLL
         for (int c = 0; c < per_thread; ++c) {
           const int column = thread_index + c * threads;
           if (column < width) {
             const float number = (1.0f - write) * state[row + column] + write * new_value[c];
             written[r][c] = number;
-            rows[size_t(slot) * width + column] = number;
+            own_rows[size_t(slot) * width + column] = number;
             square[r] += number * number;
           } else {
             written[r][c] = 0.0f;
@@ -106,6 +170,22 @@ inline void sparse_update(
     const int column = thread_index + c * threads;
     if (column < width) {
       y[column] = T(sum[c]);
+    }
+  }
+  for (int slot = 0; slot < num_active; ++slot) {
+    const int row = last_indices[slot];
+    const int again = position(row, own, num_active);
+    if (thread_index == 0) {
+      indices[slot] = row;
+    }
+    UNROLL
+    for (int c = 0; c < per_thread; ++c) {
+      const int column = thread_index + c * threads;
+      if (column < width) {
+        rows[size_t(slot) * width + column] = again < num_active
+            ? own_rows[size_t(again) * width + column]
+            : last_rows[size_t(slot) * width + column];
+      }
     }
   }
 }

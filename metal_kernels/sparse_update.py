@@ -1,4 +1,4 @@
-"""The kernel of ``sparse_update.metal``: one token on k rows of the state.
+"""The kernel of ``sparse_update.metal``: one token on the k rows that it chooses.
 
 Its reference op is `fm_mlx.ops.step.sparse_update`.
 """
@@ -9,25 +9,29 @@ import mlx.core as mx
 
 from fm_mlx.metal_kernels.cost import FLOAT_BYTES, Cost
 from fm_mlx.metal_kernels.launch import MetalKernel
+from fm_mlx.metal_kernels.route import affinity_flops, rows_of_a_lane
 from fm_mlx.metal_kernels.simdgroup import LANES, numbers_of_a_thread, threads_of_a_row
 
 # Rows whose norms are summed together, as ROWS in the Metal file.
 _ROWS_TOGETHER = 8
 
+_INPUTS = ["scores", "value", "state", "last_indices", "last_rows", "temperature", "eps"]
+
 
 def _kernel(masked: bool) -> MetalKernel:
     return MetalKernel(
         "sparse_update_masked" if masked else "sparse_update",
-        ["indices", "theta", "phi", "value", "state", "eps", *(["mask"] if masked else [])],
-        ["rows", "y"],
+        [*_INPUTS, *(["mask"] if masked else [])],
+        ["indices", "rows", "y", "theta", "phi"],
         f"""
     threadgroup float partial[ROWS * LANES];
     uint batch = thread_position_in_grid.y;
-    sparse_update<T, per_thread>(
-        indices, theta, phi, value, state, {"mask[batch]" if masked else "true"}, rows, y,
-        partial, indices_shape[1], state_shape[1], state_shape[2], eps, batch,
-        thread_position_in_threadgroup.x, threads_per_threadgroup.x,
-        simdgroup_index_in_threadgroup, simdgroups_per_threadgroup, thread_index_in_simdgroup);
+    sparse_update<T, per_thread, per_lane>(
+        scores, value, state, last_indices, last_rows, {"mask[batch]" if masked else "true"},
+        indices, rows, y, theta, phi, partial, last_indices_shape[1], state_shape[1],
+        state_shape[2], temperature, eps, batch, thread_position_in_threadgroup.x,
+        threads_per_threadgroup.x, simdgroup_index_in_threadgroup, simdgroups_per_threadgroup,
+        thread_index_in_simdgroup);
     """,
         file="sparse_update",
     )
@@ -38,58 +42,83 @@ SPARSE_UPDATE_MASKED = _kernel(masked=True)
 
 
 def sparse_update(
-    indices: mx.array,
-    theta: mx.array,
-    phi: mx.array,
+    scores: mx.array,
     value: mx.array,
     state: mx.array,
+    last_indices: mx.array,
+    last_rows: mx.array,
     mask: mx.array | None,
+    temperature: float,
     eps: float,
-) -> tuple[mx.array, mx.array]:
-    """Write one token to k rows of the state and read them back.
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Write one token to the k rows that its scores choose, and read them back.
 
     Args:
-        indices: (B, k) int32, without repeats in a row.
-        theta, phi: (B, k) float32.
+        scores: (B, m + 2), any float dtype: m logits, then both rates before the sigmoid.
         value: (B, d), any float dtype.
         state: (B, m, d) float32; neither copied nor changed.
+        last_indices: (B, k) int32, the rows that the last token wrote; the state has them.
+        last_rows: (B, k, d) float32, these rows.
         mask: (B,) bool; where False the rows come back as they are and y is 0.
+        temperature: tau.
         eps: added to the mean square of a row.
 
     Returns:
-        The k rows as written, (B, k, d) float32, and y (B, d) in the dtype of ``value``.
+        indices (B, 2k) int32 and rows (B, 2k, d) float32, the last token's, then this one's,
+        rising; and y (B, d) in the dtype of ``value``. A row that both wrote is there twice, as
+        this token leaves it.
     """
-    batch, num_active = indices.shape
-    width = value.shape[-1]
-    threads = threads_of_a_row(width)
-    inputs = [indices, theta, phi, value, state, float(eps)]
+    batch, width = value.shape
+    num_active = last_indices.shape[1]
+    num_rows, threads = scores.shape[1] - 2, threads_of_a_row(width)
+    inputs = [scores, value, state, last_indices, last_rows, float(temperature), float(eps)]
     if mask is None:
         kernel = SPARSE_UPDATE
     else:
         kernel = SPARSE_UPDATE_MASKED
         inputs.append(mask)
-    rows, y = kernel(
+    indices, rows, y, _, _ = kernel(
         inputs=inputs,
-        template=[("T", value.dtype), ("per_thread", numbers_of_a_thread(width))],
+        template=[
+            ("T", value.dtype),
+            ("per_thread", numbers_of_a_thread(width)),
+            ("per_lane", rows_of_a_lane(num_rows)),
+        ],
         grid=(threads, batch, 1),
         threadgroup=(threads, 1, 1),
-        output_shapes=[(batch, num_active, width), value.shape],
-        output_dtypes=[mx.float32, value.dtype],
+        output_shapes=[
+            (batch, 2 * num_active),
+            (batch, 2 * num_active, width),
+            value.shape,
+            *[(batch, num_active)] * 2,
+        ],
+        output_dtypes=[mx.int32, mx.float32, value.dtype, mx.float32, mx.float32],
     )
-    return rows, y
+    return indices, rows, y
 
 
 def sparse_update_cost(
-    batch: int, num_active: int, width: int, item_size: int = FLOAT_BYTES
+    batch: int, rows: int, num_active: int, width: int, item_size: int = FLOAT_BYTES
 ) -> Cost:
-    """The cost of `sparse_update`; ``item_size`` is the bytes of a number of value and y."""
-    rows = 2 * num_active * width * FLOAT_BYTES
-    scalars = 3 * num_active * FLOAT_BYTES
+    """The cost of `sparse_update` where no row is written twice.
+
+    Args:
+        batch: B.
+        rows: m, whose scores are read.
+        num_active: k.
+        width: d.
+        item_size: bytes of a number of value and y.
+    """
+    # k rows of the state and k of the last token are read, 2k are written
+    moved = 4 * num_active * width * FLOAT_BYTES
+    scores = (rows + 2) * FLOAT_BYTES
+    # indices, theta and phi are written, and read by every SIMD-group, as the last indices are
+    scalars = 4 * num_active * FLOAT_BYTES
     simdgroups = threads_of_a_row(width) // LANES
-    least = rows + 2 * width * item_size + scalars
+    least = moved + 2 * width * item_size + scores + 2 * scalars
     return Cost(
         batch * (least + (simdgroups - 1) * scalars),
         batch * least,
-        batch * num_active * width * 7,
+        batch * (num_active * width * 7 + affinity_flops(rows)),
         threadgroup_bytes=_ROWS_TOGETHER * LANES * FLOAT_BYTES,
     )

@@ -555,6 +555,23 @@ def buffered_decode_is_the_dense(code: Code, length: int = 40, masked: bool = Fa
         close(code.cache.state_of(a), b[0], LOGITS_TOLERANCE, "state")
 
 
+def writes_have_no_order(code: Code, count: int = 12) -> None:
+    """What waits to be written gives the same state from the first to the last, and back."""
+    rows, active, width = 6, 3, 5
+    rng = np.random.default_rng(0)
+    state = mx.array(rng.normal(size=(2, rows, width)).astype("f"))
+    indices = mx.broadcast_to(mx.arange(active, dtype=mx.int32), (2, active))
+    last = code.ops.Write(indices, state[:, :active])
+    for _ in range(count):
+        scores = mx.array(rng.normal(size=(2, 1, rows + 2)).astype("f"))
+        values = mx.array(rng.normal(size=(2, 1, width)).astype("f"))
+        both, _ = code.ops.sparse_update(last, scores, values, state)
+        state = code.ops.step.written(state, both)
+        back = code.ops.Write(*(x[:, ::-1] for x in both))
+        same_bits(code.ops.step.written(state, back), state, "state")
+        last = code.ops.step.last_half(both)
+
+
 # ---- Law 8: nothing grows with the context
 
 MEGABYTE = 2**20

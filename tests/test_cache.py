@@ -48,15 +48,25 @@ def test_is_the_dense_form(masked):
     buffered_decode_is_the_dense(REAL, masked=masked)
 
 
-@pytest.mark.parametrize("kernels", ["ops", "simulator"])
-def test_by_kernels(model, kernels):
-    """On Metal a step is two writes and one launch; the same tokens."""
-    if kernels == "simulator" and (reason := simulator.unavailable()):
+@pytest.mark.parametrize("turns", [["ops"], ["simulator"], ["ops", "simulator"]], ids=str)
+def test_by_kernels(model, turns):
+    """On Metal a step is a write and a launch; the same tokens, who ever made the cache."""
+    if "simulator" in turns and (reason := simulator.unavailable()):
         pytest.skip(reason)
-    with launch.using("ops"):
-        wanted, logits = decoded(model, prefilled(model), 7)
-    with launch.using(kernels):
-        ids, got = decoded(model, prefilled(model), 7)
+
+    def run(turns):
+        with launch.using(turns[0]):
+            cache = prefilled(model)
+        found, first = [], 7
+        for backend in turns * 3:
+            with launch.using(backend):
+                ids, logits = decoded(model, cache, first, 4)
+            found += ids
+            first = ids[-1]
+        return found, logits
+
+    wanted, logits = run(["ops"] * len(turns))
+    ids, got = run(turns)
     assert ids == wanted
     close(got, logits, LOGITS_TOLERANCE, "logits")
 

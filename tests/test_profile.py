@@ -26,12 +26,12 @@ def test_parts_and_what_they_move(rows):
     assert found["MLP"].least_bytes == 4 * layers * (3 * hidden * inner + 2 * hidden)
     assert found["MLP"].flops == 2 * layers * 3 * hidden * inner
     assert found["projections"].flops == 2 * layers * 2 * hidden * width
-    chosen = 3 * k if rows == 4096 else 2 * rows
+    chosen = rows + 2 if rows == 4096 else 2 * rows
     router = (rows + 2) * hidden + hidden + chosen
     assert found["router"].least_bytes == 4 * layers * router
     assert found["head"].flops == 2 * 50 * hidden
     if rows == 4096:
-        update = 4 * (4 * k * width + 2 * width + 3 * k)
+        update = 4 * (8 * k * width + 2 * width + rows + 2 + 8 * k)
         assert found["memory"].least_bytes == layers * update
     else:
         assert found["memory"].least_bytes == layers * 4 * 2 * rows * width

@@ -7,6 +7,7 @@ from fm_mlx.ops.block import add_rms_norm, swiglu
 from fm_mlx.ops.routing import DenseRouting, SparseRouting, route, route_dense
 from fm_mlx.ops.scan import memory_scan
 from fm_mlx.ops.step import (
+    Write,
     buffered_memory_step,
     memory_step,
     sparse_memory_step,
@@ -16,6 +17,7 @@ from fm_mlx.ops.step import (
 __all__ = [
     "DenseRouting",
     "SparseRouting",
+    "Write",
     "add_rms_norm",
     "buffered_memory_step",
     "memory_scan",

@@ -58,10 +58,7 @@ def route(routing: mx.array, num_active: int, temperature: float = 1.0) -> Spars
         ValueError: if k or tau is out of range.
     """
     _check(routing.shape[-1] - 2, num_active, temperature)
-    if not runs("route"):
-        return SparseRouting(*_route(routing, num_active, temperature))
-    form = _kernel_form(kernels.route, _route, num_active, temperature)
-    return SparseRouting(*_over_tokens(form, routing))
+    return SparseRouting(*_route(routing, num_active, temperature))
 
 
 def route_dense(routing: mx.array, num_active: int, temperature: float = 1.0) -> DenseRouting:
@@ -79,8 +76,8 @@ def route_dense(routing: mx.array, num_active: int, temperature: float = 1.0) ->
     _check(routing.shape[-1] - 2, num_active, temperature)
     if not runs("route"):
         return DenseRouting(*_route_dense(routing, num_active, temperature))
-    form = _kernel_form(kernels.route_dense, _route_dense, num_active, temperature)
-    return DenseRouting(*_over_tokens(form, routing))
+    outputs = _kernel_form(num_active, temperature)(routing.reshape(-1, routing.shape[-1]))
+    return DenseRouting(*(x.reshape(*routing.shape[:-1], x.shape[-1]) for x in outputs))
 
 
 def _check(num_rows: int, num_active: int, temperature: float) -> None:
@@ -162,15 +159,10 @@ def _unique_keys(logits: mx.array) -> mx.array:
     return mx.left_shift(bits, mx.array(32, mx.uint64)) | below
 
 
-def _over_tokens(form, routing: mx.array) -> tuple[mx.array, ...]:
-    """A form over (tokens, m + 2) applied to (..., m + 2)."""
-    outputs = form(routing.reshape(-1, routing.shape[-1]))
-    return tuple(x.reshape(*routing.shape[:-1], x.shape[-1]) for x in outputs)
-
-
 @cache
-def _kernel_form(kernel, reference, num_active: int, temperature: float):
+def _kernel_form(num_active: int, temperature: float):
+    """Of (tokens, m + 2)."""
     return differentiable(
-        lambda routing: kernel(routing, num_active, temperature),
-        lambda routing: reference(routing, num_active, temperature),
+        lambda routing: kernels.route_dense(routing, num_active, temperature),
+        lambda routing: _route_dense(routing, num_active, temperature),
     )

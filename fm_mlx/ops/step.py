@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
+from typing import NamedTuple
 
 import mlx.core as mx
 
 from fm_mlx.metal_kernels import sparse_update as kernels
 from fm_mlx.metal_kernels.launch import differentiable, runs
 from fm_mlx.ops.memory_norm import inverse_rms
+from fm_mlx.ops.routing import route
 from fm_mlx.support.arrays import compiled
 
 
@@ -40,6 +41,18 @@ def memory_step(
     return y, state
 
 
+class Write(NamedTuple):
+    """Rows of a state that are to be replaced.
+
+    Attributes:
+        indices: Which rows, (B, n) int32. A row that is there twice is the same both times.
+        rows: What they will hold, (B, n, d) float32.
+    """
+
+    indices: mx.array
+    rows: mx.array
+
+
 def sparse_memory_step(
     indices: mx.array,
     theta: mx.array,
@@ -50,7 +63,7 @@ def sparse_memory_step(
     *,
     eps: float = 1e-6,
 ) -> tuple[mx.array, mx.array]:
-    """`memory_step` on k rows only; the others are neither read nor written.
+    """`memory_step` on k rows only; the others keep their bits.
 
     Args:
         indices: the rows, (B, 1, k) int32, without repeats.
@@ -61,118 +74,146 @@ def sparse_memory_step(
     Returns:
         y (B, 1, d) in the dtype of ``values``, and the new state (B, m, d) float32.
     """
-    rows, y = sparse_update(indices, theta, phi, values, state, mask, eps=eps)
-    return y, written(state, (element_indices(indices, state), rows))
+    theta, phi, values = _masked(mask, theta, phi, values)
+    rows, y = _update(indices.squeeze(1), theta, phi, values, state, eps)
+    return y, written(state, Write(indices.squeeze(1), rows))
 
 
 def buffered_memory_step(
-    writes: Sequence[tuple[mx.array, mx.array]],
-    indices: mx.array,
-    theta: mx.array,
-    phi: mx.array,
+    older: Write,
+    newer: Write,
+    scores: mx.array,
     values: mx.array,
     state: mx.array,
     mask: mx.array | None = None,
     *,
+    temperature: float = 1.0,
     eps: float = 1e-6,
-) -> tuple[mx.array, tuple[mx.array, mx.array], mx.array]:
-    """`sparse_memory_step` on a state that lacks rows of earlier steps, and will lack this one's.
+) -> tuple[mx.array, Write, Write, mx.array]:
+    """Write one token to its k active rows, on a state that lacks the rows of the last two.
 
-    The rows that are missing are written first, in place if nobody else holds the state;
-    what this step changes is given back for later. That leaves one buffer with one reader.
+    The rows that are missing are written first, in place if nobody else holds the state; what
+    this step changes is given back for later. That leaves one buffer with one reader.
 
     Args:
-        writes: the writes of earlier steps, in order, as `written` takes them.
-        indices, theta, phi, values, state, mask, eps: as in `sparse_memory_step`.
+        older: the write of the token before the last, or that of both (`sparse_update`).
+        newer: the write of the last token, to k rows in rising order.
+        scores: (B, 1, m + 2), from the router: m logits, then both rates before the sigmoid.
+        values: v, (B, 1, d), any float dtype.
+        state: h, (B, m, d) float32, without the last two tokens.
+        mask: (B, 1) bool; where False the state stays and y is 0.
+        temperature: tau.
+        eps: added to the mean square of a row.
 
     Returns:
-        The state with `writes` but not this step, this step's own write, and y (B, 1, d) in
-        the dtype of ``values``.
+        The state with the last two tokens but not this one; what is `older` and `newer` for the
+        next token; and y (B, 1, d) in the dtype of ``values``.
     """
     if runs("sparse_update"):
-        state = written(state, *writes)
-        rows, y = sparse_update(indices, theta, phi, values, state, mask, eps=eps)
-        return state, (element_indices(indices, state), rows), y
-    theta, phi, values = _masked(mask, theta, phi, values)
-    return _compiled_buffered_step(eps)(state, writes, indices, theta, phi, values)
+        has_both = older.indices.shape[1] > newer.indices.shape[1]
+        state = written(state, older) if has_both else written(state, older, newer)
+        both, y = sparse_update(
+            newer, scores, values, state, mask, temperature=temperature, eps=eps
+        )
+        return state, both, last_half(both), y
+    step = _compiled_buffered_step(temperature, eps)
+    state, own, y = step(state, older, newer, scores, values, mask)
+    return state, newer, Write(*own), y
 
 
 @cache
-def _compiled_buffered_step(eps: float):
+def _compiled_buffered_step(temperature: float, eps: float):
     """As one graph: on the CPU the time of a step is that of building it."""
 
     @compiled
-    def step(state, writes, indices, theta, phi, values):
-        state = written(state, *writes)
-        own = element_indices(indices, state)
-        rows, y = _update(own, theta, phi, values, state, eps)
-        return state, (own, rows), y
+    def step(state, older, newer, scores, values, mask):
+        state = written(state, Write(*older), Write(*newer))
+        num_active = newer[0].shape[1]
+        own, y = _own_write(scores, values, state, mask, num_active, temperature, eps)
+        return state, own, y
 
     return step
 
 
-def written(state: mx.array, *writes: tuple[mx.array, mx.array]) -> mx.array:
-    """The state (B, m, d) with rows replaced, one write after the other.
-
-    Args:
-        state: (B, m, d) float32.
-        writes: pairs of `element_indices` (B, k, d) and rows (B, k, d) float32.
-    """
-    for own, rows in writes:
+def written(state: mx.array, *writes: Write) -> mx.array:
+    """The state (B, m, d) with rows replaced, one write after the other."""
+    for indices, rows in writes:
+        own = mx.broadcast_to(indices[..., None], rows.shape)
         state = mx.put_along_axis(state, own, rows, axis=1)
     return state
 
 
-def element_indices(indices: mx.array, state: mx.array) -> mx.array:
-    """Indices (B, 1, k) of rows, repeated for each of their numbers: (B, k, d), without a copy.
-
-    This is what `mx.take_along_axis` and `mx.put_along_axis` want of a state (B, m, d).
-    """
-    batch, _, count = indices.shape
-    return mx.broadcast_to(indices.swapaxes(1, 2), (batch, count, state.shape[-1]))
+def last_half(write: Write) -> Write:
+    """The last n / 2 rows of a write."""
+    half = write.indices.shape[1] // 2
+    return Write(write.indices[:, half:], write.rows[:, half:])
 
 
 def sparse_update(
-    indices: mx.array,
-    theta: mx.array,
-    phi: mx.array,
+    last: Write,
+    scores: mx.array,
     values: mx.array,
     state: mx.array,
     mask: mx.array | None = None,
     *,
+    temperature: float = 1.0,
     eps: float = 1e-6,
-) -> tuple[mx.array, mx.array]:
-    """`sparse_memory_step` without the write: one launch, whose cost does not feel m.
+) -> tuple[Write, mx.array]:
+    """Choose k rows and write one token to them, in one launch that leaves the state as it is.
 
     Args:
-        indices, theta, phi, values, state, mask, eps: as in `sparse_memory_step`.
+        last: the write of the last token, which the state has, to k rows in rising order.
+        scores, values, mask, temperature, eps: as in `buffered_memory_step`.
+        state: h, (B, m, d) float32.
 
     Returns:
-        The k rows as they are to be written (B, k, d) float32, and y (B, 1, d) in the dtype
-        of ``values``.
+        The write of the last token and this one together, n = 2k: the last token's rows as this
+        one leaves them, then this one's. And y (B, 1, d) in the dtype of ``values``.
     """
     if not runs("sparse_update"):
-        return _sparse_update(indices, theta, phi, values, state, mask, eps)
+        return _sparse_update(last, scores, values, state, mask, temperature, eps)
     optional = [] if mask is None else [mask]
-    rows, y = _kernel_sparse_update(eps)(indices, theta, phi, values, state, *optional)
-    return rows, y
+    indices, rows, y = _kernel_sparse_update(temperature, eps)(
+        *last, scores, values, state, *optional
+    )
+    return Write(indices, rows), y
 
 
-def _sparse_update(indices, theta, phi, values, state, mask, eps):
+def _sparse_update(last, scores, values, state, mask, temperature, eps):
+    num_active = last.indices.shape[1]
+    own, y = _own_write(scores, values, state, mask, num_active, temperature, eps)
+    # 1 + the place of a row among this token's, 0 for all others
+    places = mx.zeros((len(state), state.shape[1]), mx.int32)
+    of_own = mx.broadcast_to(mx.arange(1, num_active + 1, dtype=mx.int32), own.indices.shape)
+    places = mx.put_along_axis(places, own.indices, of_own, axis=1)
+    place = mx.take_along_axis(places, last.indices, axis=1)[..., None]
+    as_now = mx.take_along_axis(own.rows, mx.maximum(place - 1, 0), axis=1)
+    rows = mx.where(place > 0, as_now, last.rows)
+    indices = mx.concatenate([last.indices, own.indices], axis=1)
+    return Write(indices, mx.concatenate([rows, own.rows], axis=1)), y
+
+
+def _own_write(scores, values, state, mask, num_active, temperature, eps):
+    indices, theta, phi = route(scores, num_active, temperature)
     theta, phi, values = _masked(mask, theta, phi, values)
-    return _update(element_indices(indices, state), theta, phi, values, state, eps)
+    indices = indices.squeeze(1)
+    rows, y = _update(indices, theta, phi, values, state, eps)
+    return Write(indices, rows), y
 
 
 @cache
-def _kernel_sparse_update(eps: float):
-    def kernel(indices, theta, phi, values, state, mask=None):
-        index, write, merge, value = (x.squeeze(1) for x in (indices, theta, phi, values))
+def _kernel_sparse_update(temperature: float, eps: float):
+    def kernel(indices, rows, scores, values, state, mask=None):
         mask = None if mask is None else mask.squeeze(1)
-        rows, y = kernels.sparse_update(index, write, merge, value, state, mask, eps)
-        return rows, y[:, None]
+        indices, rows, y = kernels.sparse_update(
+            scores.squeeze(1), values.squeeze(1), state, indices, rows, mask, temperature, eps
+        )
+        return indices, rows, y[:, None]
 
-    def reference(indices, theta, phi, values, state, mask=None):
-        return _sparse_update(indices, theta, phi, values, state, mask, eps)
+    def reference(indices, rows, scores, values, state, mask=None):
+        last = Write(indices, rows)
+        write, y = _sparse_update(last, scores, values, state, mask, temperature, eps)
+        return *write, y
 
     return differentiable(kernel, reference)
 
@@ -193,8 +234,8 @@ def _compiled_write_and_read(eps: float):
     return form
 
 
-def _update(own, theta, phi, values, state, eps):
-    rows = mx.take_along_axis(state, own, axis=1)
+def _update(indices, theta, phi, values, state, eps):
+    rows = mx.take_along_axis(state, indices[..., None], axis=1)
     return _write_and_read(theta, phi, values, rows, eps)
 
 

@@ -52,28 +52,30 @@ def checks() -> Iterator[Check]:
 
 
 def _route(tokens: int, m: int, k: int, dtype: mx.Dtype) -> Check:
-    mx.random.seed(0)
-    routing = (3 * mx.random.normal((tokens, m + 2))).astype(dtype)
+    routing = _scores(tokens, m).astype(dtype)
     mx.eval(routing)
+    case = f"{tokens} x {m}, k {k}, {dtype_name(dtype)}"
+    return Check("route", case, lambda: list(ops.route_dense(routing, k, 0.5)))
 
-    def run():
-        return [*ops.route(routing, k, 0.5), *ops.route_dense(routing, k, 0.5)]
 
-    return Check("route", f"{tokens} x {m}, k {k}, {dtype_name(dtype)}", run)
+def _scores(tokens: int, m: int) -> mx.array:
+    mx.random.seed(0)
+    return 3 * mx.random.normal((tokens, m + 2))
 
 
 def _sparse_update(batch: int, m: int, k: int, d: int, dtype: mx.Dtype, masked: bool) -> Check:
-    mx.random.seed(0)
-    chosen = mx.argsort(mx.random.uniform(shape=(batch, m)), axis=-1)[:, :k]
-    indices = mx.sort(chosen, axis=-1).astype(mx.int32)[:, None]
-    theta, phi = mx.random.uniform(shape=(2, batch, 1, k))
+    scores = _scores(batch, m)[:, None]
     value = mx.random.normal((batch, 1, d)).astype(dtype)
     state = mx.random.normal((batch, m, d))
     mask = mx.arange(batch)[:, None] > 0 if masked else None
-    mx.eval(indices, theta, phi, value, state, mask)
+    # of the last token, some of whose rows this one writes again
+    indices = mx.broadcast_to(mx.arange(0, 2 * k, 2, dtype=mx.int32), (batch, k))
+    last = ops.Write(indices, mx.random.normal((batch, k, d)))
+    mx.eval(scores, value, state, mask, last)
 
     def run():
-        return list(ops.sparse_update(indices, theta, phi, value, state, mask, eps=_EPS))
+        write, y = ops.sparse_update(last, scores, value, state, mask, eps=_EPS)
+        return [*write, y]
 
     case = f"{batch} x {m} x {d}, k {k}, {dtype_name(dtype)}" + (", masked" if masked else "")
     return Check("sparse_update", case, run, dtype)

@@ -18,7 +18,7 @@ import mlx.nn as nn
 
 from fm_mlx.metal_kernels.cost import FLOAT_BYTES, Cost
 from fm_mlx.model import Model
-from fm_mlx.ops import SparseRouting
+from fm_mlx.ops import DenseRouting
 from fm_mlx.perf.timing import decode, medians_in_turns, seconds_of, started_caches
 from fm_mlx.perf.work import scan_work, update_work
 from fm_mlx.support.arrays import nbytes
@@ -73,9 +73,9 @@ def parts(model: Model, tokens: int) -> list[Part]:
     routings = [block.memory.route(hidden, c) for block, c in zip(layers, caches, strict=True)]
     mx.eval(hidden, values, routings)
     item, norms = hidden.dtype.size, 2 * len(layers) + 1
-    form = type(routings[0])
+    sparse = isinstance(routings[0], mx.array)
     # containers, in which mx.compile puts what it traces
-    held = {"values": values, "routings": [list(routing) for routing in routings]}
+    held = {"values": values, "routings": [r if sparse else list(r) for r in routings]}
 
     def norm(hidden, cache, mask):
         of_blocks = [n(hidden, hidden) for b in layers for n in (b.memory_norm, b.mlp_norm)]
@@ -89,8 +89,11 @@ def parts(model: Model, tokens: int) -> list[Part]:
         return [b.memory.route(hidden, c) for b, c in zip(layers, cache, strict=True)]
 
     def memory(hidden, cache, mask):
-        written, together = held["values"], zip(layers, held["routings"], cache, strict=True)
-        return [b.memory.recurrence(form(*r), written, mask, c) for b, r, c in together]
+        written, routings = held["values"], held["routings"]
+        if not sparse:
+            routings = [DenseRouting(*routing) for routing in routings]
+        together = zip(layers, routings, cache, strict=True)
+        return [b.memory.recurrence(r, written, mask, c) for b, r, c in together]
 
     def mlp(hidden, cache, mask):
         return [b.mlp(hidden) for b in layers]
@@ -104,8 +107,7 @@ def parts(model: Model, tokens: int) -> list[Part]:
         return partial(part, hidden, caches, None)
 
     wide, narrow = hidden.nbytes, values.nbytes
-    chosen = sum(x.nbytes for x in routings[0])
-    sparse = form is SparseRouting
+    chosen = nbytes(routings[0])
     work = update_work(args, 1, sparse=sparse) if tokens == 1 else scan_work(args, tokens)
     modules = [b.memory for b in layers]
     built = [

@@ -12,6 +12,7 @@ from functools import partial
 
 import mlx.core as mx
 
+from fm_mlx import ops
 from fm_mlx.layer import FactorizationMemory
 from fm_mlx.model import Model, ModelArgs
 from fm_mlx.perf.timing import decode, medians_in_turns, started_caches
@@ -23,6 +24,8 @@ class _Forgetful(FactorizationMemory):
     """Chooses rows, but neither writes nor reads them."""
 
     def recurrence(self, routing, values, *_):
+        if isinstance(routing, mx.array):
+            routing = ops.route(routing, self.num_active_states, self.affinity_temperature)
         theta, phi = routing[-2:]
         return values * (theta.sum() + phi.sum()).astype(values.dtype)
 

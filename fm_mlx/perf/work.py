@@ -18,9 +18,10 @@ def update_work(args: ModelArgs, batch: int, *, sparse: bool) -> Cost:
         sparse: the k active rows; otherwise all m rows are read and written.
     """
     if sparse:
-        update = sparse_update_cost(batch, args.num_active_states, args.memory_size)
-        # written back into the state: k rows read from the update, k rows written
-        back = 2 * batch * args.num_active_states * args.memory_size * FLOAT_BYTES
+        rows, active, width = args.num_memory_states, args.num_active_states, args.memory_size
+        update = sparse_update_cost(batch, rows, active, width)
+        # written back into the state: the rows of two tokens read from the update, and written
+        back = 4 * batch * active * width * FLOAT_BYTES
         return update + Cost(back, back, 0)
     numbers = batch * args.num_memory_states * args.memory_size
     return Cost(2 * numbers * FLOAT_BYTES, 2 * numbers * FLOAT_BYTES, 7 * numbers)

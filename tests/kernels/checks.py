@@ -57,21 +57,22 @@ def logits_with_ties(tokens: int, rows: int, seed: int = 0) -> np.ndarray:
 
 
 def route(routing: mx.array, num_active: int, temperature: float = 0.5) -> float:
-    """The kernels route and route_dense."""
+    """The kernel route_dense."""
     wanted, *dense_wanted = oracles.route(plain(routing), num_active, temperature)
-    indices, *sparse = route_kernels.route(routing, num_active, temperature)
-    same_bits(indices, wanted, "indices")
     dense = route_kernels.route_dense(routing, num_active, temperature)
     errors = [0.0]
-    for name, got, packed, dense_of in zip(
-        ("theta", "phi"), dense, sparse, dense_wanted, strict=True
-    ):
+    for name, got, dense_of in zip(("theta", "phi"), dense, dense_wanted, strict=True):
         errors.append(close(got, dense_of, TOLERANCE, f"dense {name}"))
-        same_bits(packed, np.take_along_axis(np.array(got), wanted, -1), f"sparse {name}")
         idle = np.ones_like(dense_of, bool)
         np.put_along_axis(idle, wanted, False, -1)
         assert not np.array(got)[idle].any(), f"{name} of idle rows"
     return max(errors)
+
+
+def some_rows(rng: np.random.Generator, batch: int, rows: int, count: int) -> np.ndarray:
+    """Different rows of a memory, rising: (B, count) int32."""
+    chosen = [np.sort(rng.permutation(rows)[:count]) for _ in range(batch)]
+    return np.stack(chosen).astype(np.int32)
 
 
 def sparse_update(
@@ -80,35 +81,46 @@ def sparse_update(
     dtype: mx.Dtype = mx.float32,
     mask: list[bool] | None = None,
     seed: int = 0,
+    temperature: float = 0.5,
 ) -> float:
-    """The kernel sparse_update on (B, m, d). A masked token's value is NaN."""
+    """The kernel sparse_update on (B, m, d). A masked token's value and scores are NaN."""
     batch, rows, width = shape
     rng = np.random.default_rng(seed)
-    indices = np.stack([np.sort(rng.permutation(rows)[:num_active]) for _ in range(batch)])
-    theta, phi = rng.uniform(size=(2, batch, num_active)).astype(np.float32)
-    phi /= phi.sum(-1, keepdims=True)
+    scores = logits_with_ties(batch, rows, seed)
     value = rng.normal(size=(batch, width))
     state = rng.normal(size=shape).astype(np.float32)
-    if mask is not None:
-        value[~np.array(mask)] = np.nan
-    v = rounded(value, dtype)
-    got, y = update_kernels.sparse_update(
-        mx.array(indices.astype(np.int32)),
-        mx.array(theta),
-        mx.array(phi),
+    last = some_rows(rng, batch, rows, num_active)
+    last_rows = rng.normal(size=(*last.shape, width)).astype(np.float32)
+    real = np.ones(batch, bool) if mask is None else np.array(mask)
+    value[~real] = scores[~real] = np.nan
+    v, s = rounded(value, dtype), rounded(scores, mx.float32)
+    indices, written, y = update_kernels.sparse_update(
+        s,
         v,
-        mx.array(state),
+        *map(mx.array, (state, last, last_rows)),
         None if mask is None else mx.array(mask),
+        temperature,
         EPS,
     )
-    assert (got.dtype, y.dtype) == (mx.float32, dtype)
-    wanted, y_wanted = oracles.sparse_update(indices, theta, phi, plain(v), state, mask)
+    assert (indices.dtype, written.dtype, y.dtype) == (mx.int32, mx.float32, dtype)
+    older, own = np.split(np.array(indices), 2, axis=1)
+    older_rows, own_rows = np.split(np.array(written), 2, axis=1)
+    same_bits(older, last, "rows of the last token")
+    wanted, *weights = oracles.route(np.where(real[:, None], plain(s), 0), num_active, temperature)
+    same_bits(own[real], wanted[real].astype(np.int32), "rows of the token")
+    weights = [np.take_along_axis(weight, own, -1) for weight in weights]
     for b in range(batch):
-        if mask is not None and not mask[b]:
-            same_bits(np.array(got[b]), state[b][indices[b]], "rows of a masked token")
+        assert (np.diff(own[b]) > 0).all() and own[b][0] >= 0 and own[b][-1] < rows
+        as_now = dict(zip(own[b].tolist(), own_rows[b], strict=True))
+        for slot, row in enumerate(older[b].tolist()):
+            before = last_rows[b, slot]
+            same_bits(older_rows[b, slot], as_now.get(row, before), "what the last token wrote")
+        if not real[b]:
+            same_bits(own_rows[b], state[b][own[b]], "rows of a masked token")
             assert not plain(y[b]).any(), "y of a masked token"
+    wanted_rows, y_wanted = oracles.sparse_update(own, *weights, plain(v), state, mask)
     return max(
-        relative(got, wanted, TOLERANCE, "rows"),
+        relative(own_rows, wanted_rows, TOLERANCE, "rows"),
         close(plain(y), y_wanted, ROUNDING[dtype], "y"),
     )
 

@@ -36,7 +36,7 @@ def wrong(file: str, sender: Connection, backend: Backend, first: int) -> None:
 
 
 def not_compiling(file: str, sender: Connection, backend: Backend, first: int) -> None:
-    KERNELS["route_sparse"].header = "no Metal at all"
+    KERNELS["route_dense"].header = "no Metal at all"
     right(file, sender, backend, first)
 
 

@@ -152,6 +152,10 @@ def update() -> None:
     checks.sparse_update((2, 20, 70), 11)
 
 
+def many_rows_update() -> None:
+    checks.sparse_update((1, 70, 33), 40)
+
+
 def masked_update() -> None:
     checks.sparse_update((3, 20, 70), 11, mask=[True, False, True])
 
@@ -189,7 +193,7 @@ KEPT_IN_BF16 = "float(bfloat(carried))"
 MUTANTS = [
     # ---- route
     Mutant(
-        "route_sparse",
+        "route_dense",
         "ties go to the highest index",
         route,
         "equals_before = metal::simd_prefix_exclusive_sum(equal)",
@@ -224,13 +228,6 @@ MUTANTS = [
         "if (row < num_rows - 1) {",
     ),
     Mutant(
-        "route_sparse",
-        "slots start anew for every 32 rows",
-        route,
-        "written += metal::simd_sum(active[j] ? 1 : 0);",
-        "",
-    ),
-    Mutant(
         "route_dense",
         "negative logits order like positive ones",
         route,
@@ -259,6 +256,34 @@ MUTANTS = [
         "(logit[j] - largest)",
     ),
     # ---- sparse_update
+    Mutant(
+        "sparse_update",
+        "slots start anew for every 32 rows",
+        many_rows_update,
+        "written += metal::simd_sum(active[j] ? 1 : 0);",
+        "",
+    ),
+    Mutant(
+        "sparse_update",
+        "dropped barrier: rows are read before they are chosen",
+        update,
+        "metal::threadgroup_barrier(metal::mem_flags::mem_device);",
+        "",
+    ),
+    Mutant(
+        "sparse_update",
+        "a row that two tokens write is as the first one left it",
+        update,
+        "again < num_active",
+        "again < 0",
+    ),
+    Mutant(
+        "sparse_update",
+        "every text of a batch gets what the first one wrote",
+        update,
+        "last_rows += size_t(batch) * num_active * width;",
+        "",
+    ),
     Mutant(
         "sparse_update",
         "dropped barrier: norms are read before all SIMD-groups wrote them",

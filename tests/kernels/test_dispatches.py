@@ -33,8 +33,8 @@ LAUNCH_NOTHING = {
     "Transpose",
     "Unflatten",
 }
-KERNELS = Counter(CustomKernel=4)  # two norms with the sums before them, route, sparse_update
-WRITES = Counter(ScatterAxis=2)  # the rows of the last two tokens
+KERNELS = Counter(CustomKernel=3)  # two norms with the sums before them, sparse_update
+WRITES = Counter(ScatterAxis=1)  # the rows of the last two tokens
 SWIGLU = Counter(Sigmoid=1, Multiply=2)
 
 
@@ -124,12 +124,12 @@ def test_swiglu_alone():
     ],
     ids=["float32", "bfloat16", "4bit"],
 )
-def test_a_block_launches_at_most_14(on_a_gpu, capsys, dtype, bits, products):
+def test_a_block_launches_at_most_12(on_a_gpu, capsys, dtype, bits, products):
     got = block(dtype, bits)
     with capsys.disabled():
         print(f"\n    {got.total()} launches a block and token: {dict(got)}")
     assert got == Counter(products) + KERNELS + WRITES + Counter(SwiGLU=1)
-    assert got.total() <= 14
+    assert got.total() <= 12
 
 
 def test_outside_the_blocks(on_a_gpu):

@@ -72,13 +72,13 @@ class TestBackend:
     def test_simulator_where_there_is_no_compiler(self, monkeypatch):
         monkeypatch.setattr(simulator, "unavailable", lambda: "no compiler here")
         with launch.using("simulator"), pytest.raises(ValueError, match="no compiler here"):
-            ops.route(mx.zeros((1, 5)), 2)
+            ops.route_dense(mx.zeros((1, 5)), 2)
 
     def test_metal_where_there_is_none(self):
         if mx.metal.is_available():
             pytest.skip("this machine has Metal")
         with launch.using("metal"), pytest.raises(ValueError, match=r"MLX runs on Device\(cpu"):
-            ops.route(mx.zeros((1, 5)), 2)
+            ops.route_dense(mx.zeros((1, 5)), 2)
 
 
 class TestEveryKernelIsUsed:
@@ -96,17 +96,16 @@ class TestEveryKernelIsUsed:
         mx.grad(loss, argnums=(0, 1, 2, 3))(*routed((1, 70, 4, 8), 2).arrays()[:4])
         assert launched == ["state_pass", "chunk_scan", "chunk_scan_vjp", "state_pass"]
 
-    @pytest.mark.parametrize("form", ["route", "route_dense"])
-    def test_routing(self, launched, form):
-        getattr(ops, form)(mx.zeros((2, 3, 7)), 2)
-        assert launched == ["route_dense" if form == "route_dense" else "route_sparse"]
+    def test_routing(self, launched):
+        ops.route_dense(mx.zeros((2, 3, 7)), 2)
+        assert launched == ["route_dense"]
 
     @pytest.mark.parametrize("mask", [None, [True]])
     def test_sparse_step(self, launched, mask):
-        indices, weight = mx.array([[[0, 2]]], mx.int32), mx.ones((1, 1, 2))
-        values, state = mx.ones((1, 1, 4)), mx.ones((1, 5, 4))
+        write = ops.Write(mx.array([[0, 2]], mx.int32), mx.ones((1, 2, 4)))
+        scores, values, state = mx.zeros((1, 1, 7)), mx.ones((1, 1, 4)), mx.ones((1, 5, 4))
         keep = None if mask is None else mx.array([mask])
-        ops.sparse_memory_step(indices, weight, weight, values, state, keep)
+        ops.buffered_memory_step(write, write, scores, values, state, keep)
         assert launched == ["sparse_update" if mask is None else "sparse_update_masked"]
 
     def test_model(self, launched):

@@ -71,6 +71,7 @@ class FactorizationMemory(nn.Module):
         cache: ArraysCache | None = None,
         initial_state: mx.array | None = None,
         reset_positions: mx.array | None = None,
+        in_float: mx.array | None = None,
     ) -> mx.array:
         """Write the tokens x (B, T, hidden) to the memory, and read: (B, T, hidden).
 
@@ -82,8 +83,9 @@ class FactorizationMemory(nn.Module):
                 text; None stands for zeros.
             reset_positions: (B, R) integers, the tokens at which another text begins
                 (`ops.memory_scan`).
+            in_float: x in float32, which the router reads, if it is at hand.
         """
-        routing = self.route(x, cache)
+        routing = self.route(x if in_float is None else in_float, cache)
         values = self.in_proj(x)
         read = self.recurrence(routing, values, mask, cache, initial_state, reset_positions)
         return self.out_proj(read)

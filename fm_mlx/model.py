@@ -132,7 +132,18 @@ class RMSNorm(nn.RMSNorm):
         """x + update and its norm, both in the dtype of x; no update is one of zeros."""
         if update is None:
             return x, super().__call__(x).astype(x.dtype)
-        return ops.add_rms_norm(x, update, self.weight, self.eps)
+        total, normed = ops.add_rms_norm(x, update, self.weight, self.eps)
+        return total, normed
+
+    def and_in_float(
+        self, x: mx.array, update: mx.array | None = None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """x + update, its norm, and the norm's numbers in float32."""
+        if update is None:
+            _, normed = self(x)
+            return x, normed, normed.astype(mx.float32)
+        total, normed, in_float = ops.add_rms_norm(x, update, self.weight, self.eps, in_float=True)
+        return total, normed, in_float
 
 
 class MLP(nn.Module):
@@ -176,8 +187,8 @@ class Block(nn.Module):
         initial_state: mx.array | None = None,
         reset_positions: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]:
-        x, normed = self.memory_norm(x, update)
-        read = self.memory(normed, mask, cache, initial_state, reset_positions)
+        x, normed, in_float = self.memory_norm.and_in_float(x, update)
+        read = self.memory(normed, mask, cache, initial_state, reset_positions, in_float)
         x, normed = self.mlp_norm(x, read)
         return x, self.mlp(normed)
 

@@ -1,19 +1,30 @@
 // The residual stream's sum and its norm (reference op: add_rms_norm in fm_mlx/ops/block.py):
 //
 //   x, update (tokens, hidden) of type T, weight (hidden) float
-//   -> total = x + update, normed = total / rms(total) * weight, both of type T
+//   -> total = x + update, normed = total / rms(total) * weight, both of type T, and in_float =
+//      normed as float, if it is asked for
 //
 // One threadgroup per token; each thread owns the numbers thread_index,
 // thread_index + threads, ... and keeps them in registers until the norm is known.
 #include "simdgroup.h"
 
-template <typename T, int per_thread, typename Numbers, typename Weight>
+// What stands for an output that is not asked for.
+struct Nothing {};
+
+inline void put(device float* output, size_t position, float number) {
+  output[position] = number;
+}
+
+inline void put(Nothing, size_t, float) {}
+
+template <typename T, int per_thread, typename Numbers, typename Weight, typename InFloat>
 inline void add_rms_norm(
     Numbers x,
     Numbers update,
     Weight weight,
     device T* total,
     device T* normed,
+    InFloat in_float,
     threadgroup float* partial,
     int hidden,
     float eps,
@@ -55,7 +66,9 @@ inline void add_rms_norm(
   for (int c = 0; c < per_thread; ++c) {
     const int column = thread_index + c * threads;
     if (column < hidden) {
-      normed[column] = T(sum[c] * inverse_rms * weight[column]);
+      const T number = T(sum[c] * inverse_rms * weight[column]);
+      normed[column] = number;
+      put(in_float, size_t(token) * hidden + column, float(number));
     }
   }
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fm_mlx.metal_kernels.add_rms_norm import ADD_RMS_NORM
+from fm_mlx.metal_kernels.add_rms_norm import ADD_RMS_NORM, ADD_RMS_NORM_IN_FLOAT
 from fm_mlx.metal_kernels.chunk_scan import CHUNK_SCAN, CHUNK_SCAN_VJP
 from fm_mlx.metal_kernels.launch import MetalKernel
 from fm_mlx.metal_kernels.route import ROUTE_DENSE
@@ -16,6 +16,7 @@ KERNELS: dict[str, MetalKernel] = {
         SPARSE_UPDATE,
         SPARSE_UPDATE_MASKED,
         ADD_RMS_NORM,
+        ADD_RMS_NORM_IN_FLOAT,
         STATE_PASS,
         CHUNK_SCAN,
         CHUNK_SCAN_VJP,

@@ -17,38 +17,43 @@ from fm_mlx.support.arrays import compiled, with_vjp
 
 
 def add_rms_norm(
-    x: mx.array, update: mx.array, weight: mx.array, eps: float
-) -> tuple[mx.array, mx.array]:
+    x: mx.array, update: mx.array, weight: mx.array, eps: float, in_float: bool = False
+) -> tuple[mx.array, ...]:
     """x + update and the RMS norm of that sum, in one launch on a GPU.
 
     Args:
         x, update: (..., hidden), float; of one shape and dtype for the kernel.
         weight: (hidden,) float32.
         eps: added to the mean square.
+        in_float: whether the norm is wanted in float32 as well.
 
     Returns:
         The sum and its norm, both in the dtype of the sum; the norm is computed in float32
-        from the sum as it is rounded.
+        from the sum as it is rounded. With ``in_float``, the norm's numbers in float32 too.
     """
     alike = (x.shape, x.dtype) == (update.shape, update.dtype)
+    # in float32 the norm is that already
+    third = in_float and x.dtype != mx.float32
     if not alike or not runs("add_rms_norm"):
-        return _add_rms_norm(x, update, weight, eps)
-    hidden = x.shape[-1]
-    outputs = _kernel_add_rms_norm(eps)(x.reshape(-1, hidden), update.reshape(-1, hidden), weight)
-    total, normed = (output.reshape(x.shape) for output in outputs)
-    return total, normed
+        outputs = _add_rms_norm(x, update, weight, eps, third)
+    else:
+        hidden = x.shape[-1]
+        rows = x.reshape(-1, hidden), update.reshape(-1, hidden)
+        outputs = [y.reshape(x.shape) for y in _kernel_add_rms_norm(eps, third)(*rows, weight)]
+    return (*outputs, outputs[1]) if in_float and not third else tuple(outputs)
 
 
-def _add_rms_norm(x, update, weight, eps):
+def _add_rms_norm(x, update, weight, eps, in_float):
     total = x + update
-    return total, mx.fast.rms_norm(total, weight, eps).astype(total.dtype)
+    normed = mx.fast.rms_norm(total, weight, eps).astype(total.dtype)
+    return (total, normed, normed.astype(mx.float32)) if in_float else (total, normed)
 
 
 @cache
-def _kernel_add_rms_norm(eps: float):
+def _kernel_add_rms_norm(eps: float, in_float: bool):
     return differentiable(
-        lambda x, update, weight: kernels.add_rms_norm(x, update, weight, eps),
-        lambda x, update, weight: _add_rms_norm(x, update, weight, eps),
+        lambda x, update, weight: kernels.add_rms_norm(x, update, weight, eps, in_float),
+        lambda x, update, weight: _add_rms_norm(x, update, weight, eps, in_float),
     )
 
 

@@ -87,9 +87,12 @@ def _add_rms_norm(tokens: int, hidden: int, dtype: mx.Dtype) -> Check:
     weight = mx.random.uniform(shape=(hidden,))
     mx.eval(x, update, weight)
     case = f"{tokens} x {hidden}, {dtype_name(dtype)}"
-    return Check(
-        "add_rms_norm", case, lambda: list(ops.add_rms_norm(x, update, weight, _EPS)), dtype
-    )
+
+    def run():
+        outputs = [ops.add_rms_norm(x, update, weight, _EPS, in_float=i) for i in (False, True)]
+        return [y for of_kernel in outputs for y in of_kernel]
+
+    return Check("add_rms_norm", case, run, dtype)
 
 
 def _state_pass(batch: int, chunks: int, m: int, d: int) -> Check:

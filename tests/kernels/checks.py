@@ -134,6 +134,10 @@ def add_rms_norm(tokens: int, hidden: int, dtype: mx.Dtype = mx.float32, seed: i
     total, normed = norm_kernels.add_rms_norm(x, update, mx.array(weight), EPS)
     assert (total.dtype, normed.dtype) == (dtype, dtype)
     same_bits(plain(total), plain(x + update), "total")
+    *again, in_float = norm_kernels.add_rms_norm(x, update, mx.array(weight), EPS, in_float=True)
+    assert in_float.dtype == mx.float32
+    for a, b in zip([*again, in_float], [total, normed, normed.astype(mx.float32)], strict=True):
+        same_bits(plain(a), plain(b), "with the norm in float32")
     wanted = oracles.add_rms_norm(plain(total), weight)
     # each by its own size: by the largest, most numbers could be rounded twice unnoticed
     size = np.abs(wanted) + 1e-3

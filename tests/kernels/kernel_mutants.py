@@ -383,8 +383,8 @@ MUTANTS = [
         "add_rms_norm",
         "off-by-one tail: the last column is not written",
         norm,
-        "if (column < hidden) {\n      normed",
-        "if (column < hidden - 1) {\n      normed",
+        "if (column < hidden) {\n      const T number",
+        "if (column < hidden - 1) {\n      const T number",
     ),
     Mutant(
         "add_rms_norm",
@@ -399,6 +399,13 @@ MUTANTS = [
         norm_bf16,
         "sum[c] = float(rounded);",
         "sum[c] = float(x[column]) + float(update[column]);",
+    ),
+    Mutant(
+        "add_rms_norm_in_float",
+        "the norm in float32 is not the rounded one",
+        norm_bf16,
+        "put(in_float, size_t(token) * hidden + column, float(number));",
+        "put(in_float, size_t(token) * hidden + column, sum[c] * inverse_rms * weight[column]);",
     ),
     Mutant(
         "add_rms_norm",

@@ -56,6 +56,8 @@ def test_sparse_update(rows, num_active, width, dtype):
 def test_add_rms_norm(dtype):
     checks.add_rms_norm(2, 1024, dtype)
     agrees(KERNELS["add_rms_norm"], add_rms_norm_cost(2, 1024, dtype.size))
+    cost = add_rms_norm_cost(2, 1024, dtype.size, in_float=True)
+    agrees(KERNELS["add_rms_norm_in_float"], cost)
 
 
 def test_state_pass():

@@ -119,22 +119,22 @@ def test_swiglu_alone():
     ("dtype", "bits", "products"),
     [
         (mx.float32, None, {"Matmul": 6}),  # W_i, router, W_o, gate, up, down
-        (mx.bfloat16, None, {"Matmul": 6, "AsType": 1}),  # the router reads float32
-        (mx.bfloat16, 4, {"QuantizedMatmul": 5, "Matmul": 1, "AsType": 1}),
+        (mx.bfloat16, None, {"Matmul": 6}),
+        (mx.bfloat16, 4, {"QuantizedMatmul": 5, "Matmul": 1}),
     ],
     ids=["float32", "bfloat16", "4bit"],
 )
-def test_a_block_launches_at_most_12(on_a_gpu, capsys, dtype, bits, products):
+def test_a_block_launches_at_most_11(on_a_gpu, capsys, dtype, bits, products):
     got = block(dtype, bits)
     with capsys.disabled():
         print(f"\n    {got.total()} launches a block and token: {dict(got)}")
     assert got == Counter(products) + KERNELS + WRITES + Counter(SwiGLU=1)
-    assert got.total() <= 12
+    assert got.total() <= 11
 
 
 def test_outside_the_blocks(on_a_gpu):
     """Embedding, head, and the first norm, which has no sum before it; once a token."""
     rest = launches(decoded_token(2, mx.bfloat16)) - block(mx.bfloat16) - block(mx.bfloat16)
-    # the CPU backend, whose graph this is, unfolds the norm
-    norm = Counter(AsType=2, Square=1, Sum=1, Multiply=3, Add=1, Rsqrt=1)
+    # the CPU backend, whose graph this is, unfolds the norm; the router's copy of it is one AsType
+    norm = Counter(AsType=3, Square=1, Sum=1, Multiply=3, Add=1, Rsqrt=1)
     assert rest == Counter(Gather=1, Matmul=1) + norm

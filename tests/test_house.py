@@ -23,7 +23,7 @@ FLOORS = [
     ["support", "metal_kernels.simulator", "reference"],
     ["metal_kernels"],
     ["ops"],
-    ["layer", "cache", "initial_memory", "precision"],
+    ["layer", "mlp", "cache", "initial_memory", "precision"],
     ["model", "token_step", "weights", "registry"],
     ["loading", "text", "chat", "finite"],
     ["prefill", "memory"],

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from cases import REAL, tiny_model
-from mlx.utils import tree_map_with_path
+from mlx.utils import tree_flatten, tree_map_with_path
 
 from fm_mlx import ops
 from fm_mlx.metal_kernels import launch
@@ -28,6 +28,7 @@ LAUNCH_NOTHING = {
     "Flatten",
     "Reshape",
     "Slice",
+    "Split",
     "Squeeze",
     "StopGradient",
     "Transpose",
@@ -84,6 +85,7 @@ def decoded_token(layers: int, dtype: mx.Dtype, bits: int | None = None) -> Coun
             model.parameters(),
         )
     )
+    model.load_weights(tree_flatten(model.parameters()))
     mx.eval(model.parameters())
     caches = started_caches(model)
     assert len(caches[0].cache) == 6
@@ -118,18 +120,18 @@ def test_swiglu_alone():
 @pytest.mark.parametrize(
     ("dtype", "bits", "products"),
     [
-        (mx.float32, None, {"Matmul": 6}),  # W_i, router, W_o, gate, up, down
-        (mx.bfloat16, None, {"Matmul": 6}),
-        (mx.bfloat16, 4, {"QuantizedMatmul": 5, "Matmul": 1}),
+        (mx.float32, None, {"Matmul": 5}),  # W_i, router, W_o, gate with up, down
+        (mx.bfloat16, None, {"Matmul": 5}),
+        (mx.bfloat16, 4, {"QuantizedMatmul": 4, "Matmul": 1}),
     ],
     ids=["float32", "bfloat16", "4bit"],
 )
-def test_a_block_launches_at_most_11(on_a_gpu, capsys, dtype, bits, products):
+def test_a_block_launches_at_most_10(on_a_gpu, capsys, dtype, bits, products):
     got = block(dtype, bits)
     with capsys.disabled():
         print(f"\n    {got.total()} launches a block and token: {dict(got)}")
     assert got == Counter(products) + KERNELS + WRITES + Counter(SwiGLU=1)
-    assert got.total() <= 11
+    assert got.total() <= 10
 
 
 def test_outside_the_blocks(on_a_gpu):

@@ -511,9 +511,12 @@ SWIGLU_TOLERANCE = 1e-6
 
 
 def swiglu_is_mlx_lms(code: Code) -> float:
-    """Value and gradients, from where silu vanishes to where it is the identity."""
+    """Value and gradients, from where silu vanishes to where it is the identity.
+
+    Of so many numbers that the rational form is taken.
+    """
     rng = np.random.default_rng(0)
-    gate = mx.concatenate([mx.linspace(-30, 30, 601), mx.array([-1e4, -100.0, 0.0, 100.0, 1e4])])
+    gate = mx.concatenate([mx.linspace(-30, 30, 3001), mx.array([-1e4, -100.0, 0.0, 100.0, 1e4])])
     up = mx.array(rng.normal(size=gate.shape).astype(np.float32))
     weight = mx.array(rng.normal(size=gate.shape).astype(np.float32))
 

@@ -144,9 +144,10 @@ class TestMemoryScanRefuses:
 class TestSwiglu:
     """Value and gradient: test_gradients.py."""
 
-    def test_infinite_and_nan_inputs_as_mlx_lms(self):
-        gate = mx.array([-1e30, 1e30, np.nan, 1.0])
-        up = mx.array([1.0, 1.0, 1.0, np.nan])
+    @pytest.mark.parametrize("times", [1, 1000], ids=["few", "many"])
+    def test_infinite_and_nan_inputs_as_mlx_lms(self, times):
+        gate = mx.tile(mx.array([-1e30, 1e30, np.nan, 1.0]), times)
+        up = mx.tile(mx.array([1.0, 1.0, 1.0, np.nan]), times)
         np.testing.assert_allclose(
             np.array(ops.swiglu(gate, up)), np.array(swiglu(gate, up)), rtol=1e-6, atol=1e-6
         )

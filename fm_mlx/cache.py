@@ -134,7 +134,12 @@ def state_of(cache: ArraysCache) -> mx.array | None:
     """The whole state (B, m, d) float32; None if nothing was read yet and nothing learned."""
     if not is_buffered(cache) or cache[BEHIND] is None:
         return cache[0]
-    return written(cache[BEHIND], Write(cache[NEWER_INDICES], cache[NEWER_ROWS]))
+    return written(cache[BEHIND], _write(cache[NEWER_INDICES], cache[NEWER_ROWS]))
+
+
+def _write(indices: mx.array, rows: mx.array) -> Write:
+    """What waits in a cache; there are saved ones in which every number of a row has its index."""
+    return Write(indices[..., 0] if indices.ndim == 3 else indices, rows)
 
 
 def set_state(cache: ArraysCache, state: mx.array, num_active: int) -> None:
@@ -173,8 +178,8 @@ def step(
     # the graph must hold the only reference to the buffer that it writes
     cache.cache = []
     state, older, newer, y = ops.buffered_memory_step(
-        Write(*waiting[:2]),
-        Write(*waiting[2:]),
+        _write(*waiting[:2]),
+        _write(*waiting[2:]),
         scores,
         values,
         ahead,

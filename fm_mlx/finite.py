@@ -72,6 +72,8 @@ class WatchedModel(Model):
     time that computing one token ahead saves.
     """
 
+    _compiles_tokens = False
+
     def logits(self, x: mx.array) -> mx.array:
         """`Model.logits`.
 

@@ -255,6 +255,9 @@ class Backbone(nn.Module):
 class Model(nn.Module):
     """Factorization Memory language model; what mlx-lm loads for its ``model_type``."""
 
+    # whether `logits` only records operations, as compiling a token wants it
+    _compiles_tokens = True
+
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.args = args
@@ -285,6 +288,7 @@ class Model(nn.Module):
                 (`ops.memory_scan`).
         """
         plain = input_embeddings is None and reset_positions is None and not self.training
+        plain = plain and self._compiles_tokens
         if plain and cache is not None and suits(inputs, cache):
             return self._token_step(inputs, cache)
         initial_states = None

@@ -71,6 +71,20 @@ def test_by_kernels(model, turns):
     close(got, logits, LOGITS_TOLERANCE, "logits")
 
 
+def test_indices_that_stand_beside_every_number(model):
+    """As they were saved before they stood beside every row."""
+    cache, other = prefilled(model), prefilled(model)
+    for layer in other:
+        for at in (caches.OLDER_INDICES, caches.NEWER_INDICES):
+            layer[at] = mx.broadcast_to(layer[at][..., None], layer[at + 1].shape)
+    for a, b in zip(cache, other, strict=True):
+        same_bits(caches.state_of(a), caches.state_of(b), "state")
+    wanted, logits = decoded(model, cache, 7)
+    ids, got = decoded(model, other, 7)
+    assert ids == wanted
+    same_bits(got, logits, "logits")
+
+
 class TestSnapshots:
     """Hold a cache, decode on, come back: bit-equal, and neither disturbs the other."""
 

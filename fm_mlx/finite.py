@@ -72,8 +72,6 @@ class WatchedModel(Model):
     time that computing one token ahead saves.
     """
 
-    _compiles_tokens = False
-
     def logits(self, x: mx.array) -> mx.array:
         """`Model.logits`.
 

@@ -198,6 +198,7 @@ class Backbone(nn.Module):
         self.layers = [Block(args) for _ in range(args.num_hidden_layers)]
         self.norm = RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.gradient_checkpointing = False
+        self._token_step = TokenStep(self._token, self.state)
 
     def __call__(
         self,
@@ -207,9 +208,15 @@ class Backbone(nn.Module):
         initial_states: Sequence[mx.array | None] | None = None,
         reset_positions: mx.array | None = None,
     ) -> mx.array:
+        plain = input_embeddings is None and reset_positions is None and not self.training
+        if plain and cache is not None and suits(inputs, cache):
+            return self._token_step(inputs, cache)
         x = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
         mask = create_ssm_mask(x, cache[0]) if cache else None
         return self.blocks(x, mask, cache, initial_states, reset_positions)
+
+    def _token(self, inputs: mx.array, cache: list[ArraysCache], mask: mx.array | None) -> mx.array:
+        return self.blocks(self.embed_tokens(inputs), mask, cache)
 
     def blocks(
         self,
@@ -255,9 +262,6 @@ class Backbone(nn.Module):
 class Model(nn.Module):
     """Factorization Memory language model; what mlx-lm loads for its ``model_type``."""
 
-    # whether `logits` only records operations, as compiling a token wants it
-    _compiles_tokens = True
-
     def __init__(self, args: ModelArgs):
         super().__init__()
         self.args = args
@@ -268,7 +272,6 @@ class Model(nn.Module):
         )
         if not args.tie_word_embeddings:
             self.lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
-        self._token_step = TokenStep(self._forward_token, self.state)
 
     def __call__(
         self,
@@ -287,20 +290,11 @@ class Model(nn.Module):
                 begins, with a memory of its own; a position from T on resets nothing
                 (`ops.memory_scan`).
         """
-        plain = input_embeddings is None and reset_positions is None and not self.training
-        plain = plain and self._compiles_tokens
-        if plain and cache is not None and suits(inputs, cache):
-            return self._token_step(inputs, cache)
         initial_states = None
         if cache is None or cache[0][0] is None or reset_positions is not None:
             initial_states = self.initial_memory.states()
         hidden = self.model(inputs, cache, input_embeddings, initial_states, reset_positions)
         return self.logits(hidden)
-
-    def _forward_token(
-        self, inputs: mx.array, cache: list[ArraysCache], mask: mx.array | None
-    ) -> mx.array:
-        return self.logits(self.model.blocks(self.model.embed_tokens(inputs), mask, cache))
 
     def logits(self, x: mx.array) -> mx.array:
         """The head: (..., hidden) after the last norm -> (..., vocab)."""

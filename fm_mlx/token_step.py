@@ -17,8 +17,9 @@ from fm_mlx import cache as caches
 from fm_mlx.metal_kernels.launch import Backend, backend, on_cpu
 from fm_mlx.support.arrays import compiled
 
-# Logits from tokens (B, 1), the caches of all layers, which are updated, and a mask (B, 1) or
-# None. Or another tree of arrays, from another array: parts of a model are timed so.
+# What comes behind the last norm, (B, 1, hidden), from tokens (B, 1), the caches of all layers,
+# which are updated, and a mask (B, 1) or None. Or another tree of arrays, from another array:
+# parts of a model are timed so.
 Forward = Callable[[mx.array, list[ArraysCache], mx.array | None], Any]
 
 
@@ -44,16 +45,16 @@ class TokenStep:
         self._step = compiled(step, inputs=weights)
 
     def __call__(self, tokens: mx.array, cache: Sequence[ArraysCache]) -> Any:
-        """The logits (B, 1, vocab) of tokens (B, 1); the caches are updated.
+        """What `forward` gives for tokens (B, 1); the caches are updated.
 
         The references to the old arrays are gone on return, so that they may be written in place.
         """
         entries, mask = [c.cache for c in cache], cache[0].make_mask(1)
-        logits, made = self._step(tokens, entries, mask)
+        outputs, made = self._step(tokens, entries, mask)
         for layer_cache, arrays in zip(cache, made, strict=True):
             layer_cache.cache = arrays
             layer_cache.advance(1)
-        return logits
+        return outputs
 
 
 def suits(tokens: mx.array, cache: Sequence[ArraysCache]) -> bool:

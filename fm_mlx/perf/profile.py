@@ -9,7 +9,7 @@ matrix product here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,7 @@ class Part:
     """A part of the model on some tokens: how to run it, and what it must do at least."""
 
     name: str
-    run: Callable[[], Sequence[Any]]
+    run: Callable[..., Sequence[Any]]
     work: Cost
 
 
@@ -102,49 +102,38 @@ def parts(model: Model, tokens: int) -> list[Part]:
         return [model.logits(hidden)]
 
     def as_in_the_model(part):
-        if suits(hidden[..., 0], caches):
-            return partial(TokenStep(part, [model.state, held]), hidden, caches)
-        return partial(part, hidden, caches, None)
+        # the head comes behind the compiled token
+        if part.name != "head" and suits(hidden[..., 0], caches):
+            return partial(TokenStep(part.run, [model.state, held]), hidden, caches)
+        return partial(part.run, hidden, caches, None)
 
     wide, narrow = hidden.nbytes, values.nbytes
     chosen = nbytes(routings[0])
     work = update_work(args, 1, sparse=sparse) if tokens == 1 else scan_work(args, tokens)
     modules = [b.memory for b in layers]
     built = [
-        Part(
-            "norm",
-            as_in_the_model(norm),
-            _moves(norms * 4 * wide) + Cost(0, 0, norms * 5 * hidden.size),
-        ),
+        Part("norm", norm, _moves(norms * 4 * wide) + Cost(0, 0, norms * 5 * hidden.size)),
         Part(
             "projections",
-            as_in_the_model(projections),
+            projections,
             _products([p for m in modules for p in (m.in_proj, m.out_proj)], tokens)
             + _moves(2 * len(layers) * (wide + narrow)),
         ),
         Part(
             "router",
-            as_in_the_model(router),
+            router,
             _products([m.router for m in modules], tokens) + _moves(len(layers) * (wide + chosen)),
         ),
-        Part("memory", as_in_the_model(memory), work * len(layers)),
+        Part("memory", memory, work * len(layers)),
         Part(
-            "MLP",
-            as_in_the_model(mlp),
-            _products([b.mlp for b in layers], tokens) + _moves(2 * len(layers) * wide),
+            "MLP", mlp, _products([b.mlp for b in layers], tokens) + _moves(2 * len(layers) * wide)
         ),
     ]
     if tokens == 1:
         tied = args.tie_word_embeddings
         table = model.model.embed_tokens if tied else model.lm_head
-        built.append(
-            Part(
-                "head",
-                as_in_the_model(head),
-                _products([table], 1) + _moves(item * args.vocab_size),
-            )
-        )
-    return built
+        built.append(Part("head", head, _products([table], 1) + _moves(item * args.vocab_size)))
+    return [replace(part, run=as_in_the_model(part)) for part in built]
 
 
 def _moves(size: int) -> Cost:

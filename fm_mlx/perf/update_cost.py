@@ -88,6 +88,7 @@ def update_cost(
 def _model(args: ModelArgs, forgetful: bool) -> Model:
     mx.random.seed(0)
     model = Model(args)
+    model.eval()  # as a model that decodes
     if forgetful:
         for block in model.layers:
             block.memory.__class__ = _Forgetful

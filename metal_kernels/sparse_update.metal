@@ -2,7 +2,7 @@
 // fm_mlx/ops/step.py):
 //
 //   scores (B, m + 2), value (B, d) of type T, state (B, m, d), and what the last token wrote,
-//   last_indices (B, k) and last_rows (B, k, d), which the state has
+//   which the state has: the last k of last_indices (B, n) and last_rows (B, n, d)
 //   -> theta, phi (B, k) of the active rows, h = (1 - theta) h + theta v,
 //      y (B, d) = sum_i phi_i h_i / rms(h_i),
 //      and what both tokens wrote, indices (B, 2k) and rows (B, 2k, d), this one's at the end: a
@@ -76,6 +76,7 @@ inline void sparse_update(
     device float* theta,
     device float* phi,
     threadgroup float* partial,
+    int last_count,
     int num_active,
     int num_rows,
     int width,
@@ -93,8 +94,9 @@ inline void sparse_update(
   theta += size_t(batch) * num_active;
   phi += size_t(batch) * num_active;
   y += size_t(batch) * width;
-  last_indices += size_t(batch) * num_active;
-  last_rows += size_t(batch) * num_active * width;
+  const size_t before = size_t(batch) * last_count + (last_count - num_active);
+  last_indices += before;
+  last_rows += before * width;
   indices += size_t(batch) * 2 * num_active;
   rows += size_t(batch) * 2 * num_active * width;
   device int* own = indices + num_active;

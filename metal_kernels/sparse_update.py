@@ -15,20 +15,21 @@ from fm_mlx.metal_kernels.simdgroup import LANES, numbers_of_a_thread, threads_o
 # Rows whose norms are summed together, as ROWS in the Metal file.
 _ROWS_TOGETHER = 8
 
-_INPUTS = ["scores", "value", "state", "last_indices", "last_rows", "temperature", "eps"]
+_INPUTS = ["scores", "value", "state", "last_indices", "last_rows"]
+_SCALARS = ["num_active", "temperature", "eps"]
 
 
 def _kernel(masked: bool) -> MetalKernel:
     return MetalKernel(
         "sparse_update_masked" if masked else "sparse_update",
-        [*_INPUTS, *(["mask"] if masked else [])],
+        [*_INPUTS, *_SCALARS, *(["mask"] if masked else [])],
         ["indices", "rows", "y", "theta", "phi"],
         f"""
     threadgroup float partial[ROWS * LANES];
     uint batch = thread_position_in_grid.y;
     sparse_update<T, per_thread, per_lane>(
         scores, value, state, last_indices, last_rows, {"mask[batch]" if masked else "true"},
-        indices, rows, y, theta, phi, partial, last_indices_shape[1], state_shape[1],
+        indices, rows, y, theta, phi, partial, last_indices_shape[1], num_active, state_shape[1],
         state_shape[2], temperature, eps, batch, thread_position_in_threadgroup.x,
         threads_per_threadgroup.x, simdgroup_index_in_threadgroup, simdgroups_per_threadgroup,
         thread_index_in_simdgroup);
@@ -48,6 +49,7 @@ def sparse_update(
     last_indices: mx.array,
     last_rows: mx.array,
     mask: mx.array | None,
+    num_active: int,
     temperature: float,
     eps: float,
 ) -> tuple[mx.array, mx.array, mx.array]:
@@ -57,9 +59,11 @@ def sparse_update(
         scores: (B, m + 2), any float dtype: m logits, then both rates before the sigmoid.
         value: (B, d), any float dtype.
         state: (B, m, d) float32; neither copied nor changed.
-        last_indices: (B, k) int32, the rows that the last token wrote; the state has them.
-        last_rows: (B, k, d) float32, these rows.
+        last_indices: (B, n) int32, the last k of them the rows that the last token wrote, which
+            the state has.
+        last_rows: (B, n, d) float32, these rows.
         mask: (B,) bool; where False the rows come back as they are and y is 0.
+        num_active: k.
         temperature: tau.
         eps: added to the mean square of a row.
 
@@ -69,9 +73,9 @@ def sparse_update(
         this token leaves it.
     """
     batch, width = value.shape
-    num_active = last_indices.shape[1]
     num_rows, threads = scores.shape[1] - 2, threads_of_a_row(width)
-    inputs = [scores, value, state, last_indices, last_rows, float(temperature), float(eps)]
+    inputs = [scores, value, state, last_indices, last_rows]
+    inputs += [num_active, float(temperature), float(eps)]
     if mask is None:
         kernel = SPARSE_UPDATE
     else:

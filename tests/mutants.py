@@ -551,7 +551,7 @@ MUTANTS = [
         laws.buffered_decode_is_the_dense,
         "cache",
         "state_of",
-        "written(cache[behind], Write(cache[indices], cache[rows]))",
+        "written(cache[behind], _write(cache[indices], cache[rows]))",
         "cache[behind]",
     ),
     Mutant(

@@ -71,6 +71,28 @@ def test_by_kernels(model, turns):
     close(got, logits, LOGITS_TOLERANCE, "logits")
 
 
+def test_a_batch_of_a_running_text_and_one_that_begins(model):
+    """By kernels, whose older write has the rows of two tokens: both are as alone."""
+    if reason := simulator.unavailable():
+        pytest.skip(reason)
+    args = model.args
+    with launch.using("simulator"):
+        running, begun = prefilled(model), model.make_cache()
+        for layer in begun:
+            state = mx.random.normal((1, args.num_memory_states, args.memory_size))
+            caches.set_state(layer, state, args.num_active_states)
+        batch = copy.deepcopy(running)
+        for layer, other in zip(batch, begun, strict=True):
+            layer.extend(other)
+        alone = [decoded(model, c, 7)[1] for c in (running, begun)]
+        ids = mx.array([[7], [7]])
+        for _ in range(12):
+            logits = model(ids, batch)[:, -1]
+            ids = logits.argmax(axis=-1, keepdims=True)
+        for got, wanted in zip(np.array(logits), alone, strict=True):
+            close(got[None], wanted, LOGITS_TOLERANCE, "logits")
+
+
 def test_indices_that_stand_beside_every_number(model):
     """As they were saved before they stood beside every row."""
     cache, other = prefilled(model), prefilled(model)

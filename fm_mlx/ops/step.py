@@ -110,12 +110,23 @@ def buffered_memory_step(
         next token; and y (B, 1, d) in the dtype of ``values``.
     """
     if runs("sparse_update"):
-        has_both = older.indices.shape[1] > newer.indices.shape[1]
-        state = written(state, older) if has_both else written(state, older, newer)
+        num_active = newer.indices.shape[1]
+        if older.indices.shape[1] > num_active:
+            # it has the newer rows too, and as a whole it lies as a kernel wants it
+            last, state = older, written(state, older)
+        else:
+            last, state = newer, written(state, older, newer)
         both, y = sparse_update(
-            newer, scores, values, state, mask, temperature=temperature, eps=eps
+            last,
+            scores,
+            values,
+            state,
+            mask,
+            num_active=num_active,
+            temperature=temperature,
+            eps=eps,
         )
-        return state, both, last_half(both), y
+        return state, both, last_rows(both, num_active), y
     step = _compiled_buffered_step(temperature, eps)
     state, own, y = step(state, older, newer, scores, values, mask)
     return state, newer, Write(*own), y
@@ -143,10 +154,9 @@ def written(state: mx.array, *writes: Write) -> mx.array:
     return state
 
 
-def last_half(write: Write) -> Write:
-    """The last n / 2 rows of a write."""
-    half = write.indices.shape[1] // 2
-    return Write(write.indices[:, half:], write.rows[:, half:])
+def last_rows(write: Write, count: int) -> Write:
+    """The last rows of a write alone."""
+    return Write(write.indices[:, -count:], write.rows[:, -count:])
 
 
 def sparse_update(
@@ -156,13 +166,16 @@ def sparse_update(
     state: mx.array,
     mask: mx.array | None = None,
     *,
+    num_active: int,
     temperature: float = 1.0,
     eps: float = 1e-6,
 ) -> tuple[Write, mx.array]:
     """Choose k rows and write one token to them, in one launch that leaves the state as it is.
 
     Args:
-        last: the write of the last token, which the state has, to k rows in rising order.
+        last: a write that ends with that of the last token, which the state has, to k rows in
+            rising order.
+        num_active: k.
         scores, values, mask, temperature, eps: as in `buffered_memory_step`.
         state: h, (B, m, d) float32.
 
@@ -171,16 +184,16 @@ def sparse_update(
         one leaves them, then this one's. And y (B, 1, d) in the dtype of ``values``.
     """
     if not runs("sparse_update"):
-        return _sparse_update(last, scores, values, state, mask, temperature, eps)
+        return _sparse_update(last, scores, values, state, mask, num_active, temperature, eps)
     optional = [] if mask is None else [mask]
-    indices, rows, y = _kernel_sparse_update(temperature, eps)(
+    indices, rows, y = _kernel_sparse_update(num_active, temperature, eps)(
         *last, scores, values, state, *optional
     )
     return Write(indices, rows), y
 
 
-def _sparse_update(last, scores, values, state, mask, temperature, eps):
-    num_active = last.indices.shape[1]
+def _sparse_update(last, scores, values, state, mask, num_active, temperature, eps):
+    last = last_rows(last, num_active)
     own, y = _own_write(scores, values, state, mask, num_active, temperature, eps)
     # 1 + the place of a row among this token's, 0 for all others
     places = mx.zeros((len(state), state.shape[1]), mx.int32)
@@ -202,17 +215,18 @@ def _own_write(scores, values, state, mask, num_active, temperature, eps):
 
 
 @cache
-def _kernel_sparse_update(temperature: float, eps: float):
+def _kernel_sparse_update(num_active: int, temperature: float, eps: float):
     def kernel(indices, rows, scores, values, state, mask=None):
         mask = None if mask is None else mask.squeeze(1)
+        scores, values = scores.squeeze(1), values.squeeze(1)
         indices, rows, y = kernels.sparse_update(
-            scores.squeeze(1), values.squeeze(1), state, indices, rows, mask, temperature, eps
+            scores, values, state, indices, rows, mask, num_active, temperature, eps
         )
         return indices, rows, y[:, None]
 
     def reference(indices, rows, scores, values, state, mask=None):
         last = Write(indices, rows)
-        write, y = _sparse_update(last, scores, values, state, mask, temperature, eps)
+        write, y = _sparse_update(last, scores, values, state, mask, num_active, temperature, eps)
         return *write, y
 
     return differentiable(kernel, reference)

@@ -74,7 +74,7 @@ def _sparse_update(batch: int, m: int, k: int, d: int, dtype: mx.Dtype, masked: 
     mx.eval(scores, value, state, mask, last)
 
     def run():
-        write, y = ops.sparse_update(last, scores, value, state, mask, eps=_EPS)
+        write, y = ops.sparse_update(last, scores, value, state, mask, num_active=k, eps=_EPS)
         return [*write, y]
 
     case = f"{batch} x {m} x {d}, k {k}, {dtype_name(dtype)}" + (", masked" if masked else "")

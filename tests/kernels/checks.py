@@ -90,6 +90,8 @@ def sparse_update(
     value = rng.normal(size=(batch, width))
     state = rng.normal(size=shape).astype(np.float32)
     last = some_rows(rng, batch, rows, num_active)
+    if seed % 2:  # behind those of the token before
+        last = np.concatenate([some_rows(rng, batch, rows, num_active), last], axis=1)
     last_rows = rng.normal(size=(*last.shape, width)).astype(np.float32)
     real = np.ones(batch, bool) if mask is None else np.array(mask)
     value[~real] = scores[~real] = np.nan
@@ -99,10 +101,12 @@ def sparse_update(
         v,
         *map(mx.array, (state, last, last_rows)),
         None if mask is None else mx.array(mask),
+        num_active,
         temperature,
         EPS,
     )
     assert (indices.dtype, written.dtype, y.dtype) == (mx.int32, mx.float32, dtype)
+    last, last_rows = last[:, -num_active:], last_rows[:, -num_active:]
     older, own = np.split(np.array(indices), 2, axis=1)
     older_rows, own_rows = np.split(np.array(written), 2, axis=1)
     same_bits(older, last, "rows of the last token")

@@ -152,6 +152,11 @@ def update() -> None:
     checks.sparse_update((2, 20, 70), 11)
 
 
+def update_behind_another() -> None:
+    """The last token's rows stand behind those of the token before."""
+    checks.sparse_update((2, 20, 70), 11, seed=1)
+
+
 def many_rows_update() -> None:
     checks.sparse_update((1, 70, 33), 40)
 
@@ -281,8 +286,15 @@ MUTANTS = [
         "sparse_update",
         "every text of a batch gets what the first one wrote",
         update,
-        "last_rows += size_t(batch) * num_active * width;",
-        "",
+        "last_rows += before * width;",
+        "last_rows += size_t(last_count - num_active) * width;",
+    ),
+    Mutant(
+        "sparse_update",
+        "what the token before the last wrote is taken for what the last one wrote",
+        update_behind_another,
+        "size_t(batch) * last_count + (last_count - num_active);",
+        "size_t(batch) * last_count;",
     ),
     Mutant(
         "sparse_update",

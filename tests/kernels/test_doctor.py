@@ -102,17 +102,17 @@ def test_a_wrong_kernel_is_switched_off(capsys, child):
 
     before = KERNELS["sparse_update"].launches
     with launch.using("simulator"):
-        by_reference, _ = ops.sparse_update(*UPDATE)
+        by_reference, _ = ops.sparse_update(*UPDATE, num_active=2)
         mx.eval(by_reference)
         assert KERNELS["sparse_update"].launches == before
         assert launch.runs("route")
     with launch.using("ops"):
-        assert mx.array_equal(by_reference.rows, ops.sparse_update(*UPDATE)[0].rows)
+        assert mx.array_equal(by_reference.rows, ops.sparse_update(*UPDATE, num_active=2)[0].rows)
 
     child(doctor_children.right, "sparse_update")
     assert examined(capsys, "--simulator")[0] == 0
     with launch.using("simulator"):
-        mx.eval(ops.sparse_update(*UPDATE))
+        mx.eval(ops.sparse_update(*UPDATE, num_active=2))
     assert KERNELS["sparse_update"].launches > before
 
 
@@ -122,7 +122,7 @@ def test_a_kernel_that_is_switched_off_is_said_once(capsys):
     capsys.readouterr()
     with launch.using("simulator"):
         for _ in range(3):
-            mx.eval(ops.sparse_update(*UPDATE))
+            mx.eval(ops.sparse_update(*UPDATE, num_active=2))
         mx.eval(ops.route_dense(mx.zeros((1, 5)), 2))
     out, err = capsys.readouterr()
     assert out == ""

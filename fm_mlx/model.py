@@ -198,7 +198,7 @@ class Backbone(nn.Module):
         self.layers = [Block(args) for _ in range(args.num_hidden_layers)]
         self.norm = RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.gradient_checkpointing = False
-        self._token_step = TokenStep(self._token, self.state)
+        self._token_step = TokenStep(Backbone._token, self)
 
     def __call__(
         self,

@@ -7,20 +7,22 @@ elementwise, and hands over the rest together.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache
 
 from fm_mlx import cache as caches
 from fm_mlx.metal_kernels.launch import Backend, backend, on_cpu
 from fm_mlx.support.arrays import compiled
 
-# What comes behind the last norm, (B, 1, hidden), from tokens (B, 1), the caches of all layers,
-# which are updated, and a mask (B, 1) or None. Or another tree of arrays, from another array:
-# parts of a model are timed so.
-Forward = Callable[[mx.array, list[ArraysCache], mx.array | None], Any]
+# What comes behind the last norm, (B, 1, hidden), from a backbone, tokens (B, 1), the caches of all
+# layers, which are updated, and a mask (B, 1) or None. Or another tree of arrays, from other
+# arrays: parts of a model are timed so.
+Forward = Callable[[Any, mx.array, list[ArraysCache], mx.array | None], Any]
 
 
 class TokenStep:
@@ -31,18 +33,21 @@ class TokenStep:
 
     Args:
         forward: the pass as it is without compilation.
-        weights: the model's arrays; what changes in this tree is seen.
+        model: its first argument, a module or a tree of modules and arrays. It is not changed,
+            so that other threads may read it or decode with it while a token is compiled.
     """
 
-    def __init__(self, forward: Forward, weights: Any):
-        def step(tokens: mx.array, entries: Sequence[list[Any]], mask: mx.array | None):
+    def __init__(self, forward: Forward, model: Any):
+        def step(weights: Any, tokens: mx.array, entries: Sequence[list[Any]], mask):
             made = []
             for arrays in entries:
                 made.append(ArraysCache(size=len(arrays)))
                 made[-1].cache = arrays
-            return forward(tokens, made, mask), [cache.cache for cache in made]
+            outputs = forward(_with_arrays(model, weights), tokens, made, mask)
+            return outputs, [cache.cache for cache in made]
 
-        self._step = compiled(step, inputs=weights)
+        self._model = model
+        self._step = compiled(step)
 
     def __call__(self, tokens: mx.array, cache: Sequence[ArraysCache]) -> Any:
         """What `forward` gives for tokens (B, 1); the caches are updated.
@@ -50,11 +55,29 @@ class TokenStep:
         The references to the old arrays are gone on return, so that they may be written in place.
         """
         entries, mask = [c.cache for c in cache], cache[0].make_mask(1)
-        outputs, made = self._step(tokens, entries, mask)
+        outputs, made = self._step(self._model, tokens, entries, mask)
         for layer_cache, arrays in zip(cache, made, strict=True):
             layer_cache.cache = arrays
             layer_cache.advance(1)
         return outputs
+
+
+def _with_arrays(tree: Any, arrays: Any) -> Any:
+    """A copy of a tree of modules, with other arrays in it.
+
+    Given modules as its `inputs`, `mx.compile` would put the arrays that it traces with into the
+    modules themselves: another thread would find them there, and if it compiles too, they stay.
+    """
+    if isinstance(tree, nn.Module):
+        module = copy.copy(tree)
+        for name, entry in tree.items():
+            module[name] = _with_arrays(entry, arrays[name])
+        return module
+    if isinstance(tree, dict):
+        return {name: _with_arrays(entry, arrays[name]) for name, entry in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_with_arrays(entry, other) for entry, other in zip(tree, arrays, strict=True)]
+    return arrays
 
 
 def suits(tokens: mx.array, cache: Sequence[ArraysCache]) -> bool:

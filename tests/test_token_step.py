@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Thread
 from unittest.mock import patch
 
 import laws
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from cases import REAL, close, same_bits, tiny_model, tokens
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from fm_mlx import cache as caches
 from fm_mlx import model as model_module
+from fm_mlx.memory.identity import identity_of
 from fm_mlx.metal_kernels.launch import using
 
 PROMPT = 12
@@ -106,6 +110,47 @@ class TestNothingIsStale:
             model(tokens((1, 1)), cache)
         for c, state in zip(cache, held, strict=True):
             assert c[0] is state
+
+
+class TestOtherThreads:
+    """May use the model while a token is compiled."""
+
+    def test_read_the_weights(self, model):
+        cache = started(model)
+        blocks, wanted, read = model_module.Backbone.blocks, identity_of(model), []
+
+        def read_elsewhere(backbone, *args):
+            reader = Thread(target=lambda: read.append(identity_of(model)))
+            reader.start()
+            reader.join()
+            return blocks(backbone, *args)
+
+        with patch.object(model_module.Backbone, "blocks", read_elsewhere):
+            mx.eval(model(tokens((1, 1)), cache))
+        assert read == [wanted]
+
+    def test_compile_their_own(self, model):
+        caches_of_threads = [started(model), started(model)]
+        blocks, wanted = model_module.Backbone.blocks, identity_of(model)
+        both = Barrier(2, timeout=60)
+
+        def together(backbone, *args):
+            both.wait()
+            outputs = blocks(backbone, *args)
+            both.wait()
+            return outputs
+
+        def decode(cache):
+            logits = model(tokens((1, 1)), cache)
+            return np.array(logits)
+
+        with (
+            patch.object(model_module.Backbone, "blocks", together),
+            ThreadPoolExecutor(2) as pool,
+        ):
+            first, second = pool.map(decode, caches_of_threads)
+        assert identity_of(model) == wanted
+        assert np.array_equal(first, second)
 
 
 class TestWhenItIsTaken:

@@ -74,38 +74,42 @@ def parts(model: Model, tokens: int) -> list[Part]:
     mx.eval(hidden, values, routings)
     item, norms = hidden.dtype.size, 2 * len(layers) + 1
     sparse = isinstance(routings[0], mx.array)
-    # containers, in which mx.compile puts what it traces
-    held = {"values": values, "routings": [r if sparse else list(r) for r in routings]}
+    held = model, values, routings
 
-    def norm(hidden, cache, mask):
-        of_blocks = [n(hidden, hidden) for b in layers for n in (b.memory_norm, b.mlp_norm)]
+    def norm(held, hidden, cache, mask):
+        model, _, _ = held
+        of_blocks = [n(hidden, hidden) for b in model.layers for n in (b.memory_norm, b.mlp_norm)]
         return [*of_blocks, model.model.norm(hidden, hidden)]
 
-    def projections(hidden, cache, mask):
-        read = held["values"]
-        return [x for b in layers for x in (b.memory.in_proj(hidden), b.memory.out_proj(read))]
+    def projections(held, hidden, cache, mask):
+        model, read, _ = held
+        memories = [b.memory for b in model.layers]
+        return [x for m in memories for x in (m.in_proj(hidden), m.out_proj(read))]
 
-    def router(hidden, cache, mask):
-        return [b.memory.route(hidden, c) for b, c in zip(layers, cache, strict=True)]
+    def router(held, hidden, cache, mask):
+        model, _, _ = held
+        return [b.memory.route(hidden, c) for b, c in zip(model.layers, cache, strict=True)]
 
-    def memory(hidden, cache, mask):
-        written, routings = held["values"], held["routings"]
+    def memory(held, hidden, cache, mask):
+        model, written, routings = held
         if not sparse:
             routings = [DenseRouting(*routing) for routing in routings]
-        together = zip(layers, routings, cache, strict=True)
+        together = zip(model.layers, routings, cache, strict=True)
         return [b.memory.recurrence(r, written, mask, c) for b, r, c in together]
 
-    def mlp(hidden, cache, mask):
-        return [b.mlp(hidden) for b in layers]
+    def mlp(held, hidden, cache, mask):
+        model, _, _ = held
+        return [b.mlp(hidden) for b in model.layers]
 
-    def head(hidden, cache, mask):
+    def head(held, hidden, cache, mask):
+        model, _, _ = held
         return [model.logits(hidden)]
 
     def as_in_the_model(part):
         # the head comes behind the compiled token
         if part.name != "head" and suits(hidden[..., 0], caches):
-            return partial(TokenStep(part.run, [model.state, held]), hidden, caches)
-        return partial(part.run, hidden, caches, None)
+            return partial(TokenStep(part.run, held), hidden, caches)
+        return partial(part.run, held, hidden, caches, None)
 
     wide, narrow = hidden.nbytes, values.nbytes
     chosen = nbytes(routings[0])

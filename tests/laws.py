@@ -645,10 +645,13 @@ def graph_sizes(code: Code, length: int, form: str = "factored") -> tuple[int, i
 
 
 def graph_does_not_grow(code: Code, form: str = "factored") -> tuple[int, int]:
-    """16 times the tokens, at most twice the graph: log T, where a loop would be 16 times."""
-    short, long = graph_sizes(code, 512, form), graph_sizes(code, 8192, form)
+    """16 times the tokens, at most twice the graph: log T, where a loop would be 16 times.
+
+    From as many tokens on as have more than one group of chunks, which are passed over in a loop.
+    """
+    short, long = graph_sizes(code, 4096, form), graph_sizes(code, 65536, form)
     for what, a, b in zip(("forward", "backward"), short, long, strict=True):
-        assert b <= 2 * a, f"{what} graph: {a} primitives at 512 tokens, {b} at 8192"
+        assert b <= 2 * a, f"{what} graph: {a} primitives at 4096 tokens, {b} at 65536"
     return long
 
 

@@ -8,9 +8,9 @@ from fm_mlx.metal_kernels import state_pass as kernels
 from fm_mlx.metal_kernels.launch import runs
 from fm_mlx.support.arrays import with_vjp
 
-# Chunks that one matrix product carries the state across; more are grouped, and the
-# groups passed over in turn, so the graph grows with log(number of chunks).
-_GROUP = 32
+# Chunks that are passed over in turn; of more, groups are passed over side by side, so that the
+# graph grows with the logarithm of their number.
+_GROUP = 64
 
 
 def state_pass(decay: mx.array, increment: mx.array, state: mx.array) -> tuple[mx.array, mx.array]:
@@ -42,8 +42,7 @@ def _state_pass_vjp(primals, cotangents, outputs):
     if runs("state_pass"):
         d_increment, first = kernels.state_pass(decay, d_starts, d_last, reverse=True)
     else:
-        after, first = _pass(decay[:, ::-1], d_starts[:, ::-1], d_last)
-        d_increment = after[:, ::-1]
+        d_increment, first = _pass(decay, d_starts, d_last, reverse=True)
     d_decay = (d_increment * outputs[0]).sum(axis=-1)
     return d_decay, d_increment, first
 
@@ -51,39 +50,34 @@ def _state_pass_vjp(primals, cotangents, outputs):
 _state_pass = with_vjp(_forward, _state_pass_vjp)
 
 
-def _pass(decay: mx.array, increment: mx.array, state: mx.array) -> tuple[mx.array, mx.array]:
+def _pass(
+    decay: mx.array, increment: mx.array, state: mx.array, reverse: bool = False
+) -> tuple[mx.array, mx.array]:
+    """The state before each chunk, and the last one; in reverse from the last chunk to the first.
+
+    A chunk in turn: on the CPU faster than one product with the decays between all chunks.
+    """
     chunks = increment.shape[1]
     if chunks <= _GROUP:
-        sources = mx.concatenate([state[:, :, None], increment.swapaxes(1, 2)], axis=2)
-        states = _across(decay) @ sources
-        # laid out by chunk, as the products that read the states want it; the last state
-        # is copied out, or whoever keeps it would keep all of them
-        return mx.contiguous(states[:, :, :-1].swapaxes(1, 2)), mx.contiguous(states[:, :, -1])
+        states = [state]
+        for n in reversed(range(chunks)) if reverse else range(chunks):
+            states.append(decay[:, n, :, None] * states[-1] + increment[:, n])
+        last = states.pop()
+        return mx.stack(states[::-1] if reverse else states, axis=1), last
     groups = -(-chunks // _GROUP)
     padding = (0, groups * _GROUP - chunks)
     decay = mx.pad(decay, [(0, 0), padding, (0, 0)], constant_values=1)
     increment = mx.pad(increment, [(0, 0), padding, (0, 0), (0, 0)])
-    decay = decay.reshape(-1, groups, _GROUP, decay.shape[-1])
-    increment = increment.reshape(-1, groups, _GROUP, *increment.shape[2:])
-    starts, last = _pass(*_over_group(decay, increment), state)
-    states, _ = _pass(decay.flatten(0, 1), increment.flatten(0, 1), starts.flatten(0, 1))
+    decay = decay.reshape(-1, _GROUP, decay.shape[-1])
+    increment = increment.reshape(-1, _GROUP, *increment.shape[2:])
+    # what a group makes of zeros is its increment
+    _, of_group = _pass(decay, increment, mx.zeros_like(increment[:, 0]), reverse)
+    by_group = (-1, groups)
+    starts, last = _pass(
+        decay.prod(axis=1).reshape(*by_group, decay.shape[-1]),
+        of_group.reshape(*by_group, *state.shape[1:]),
+        state,
+        reverse,
+    )
+    states, _ = _pass(decay, increment, starts.flatten(0, 1), reverse)
     return states.reshape(-1, groups * _GROUP, *state.shape[1:])[:, :chunks], last
-
-
-def _over_group(decay: mx.array, increment: mx.array) -> tuple[mx.array, mx.array]:
-    """Decay and increment of whole groups: (B, G, N, m) and (B, G, N, m, d) without N."""
-    to_end = mx.cumprod(decay, axis=2, reverse=True, inclusive=False)
-    return decay.prod(axis=2), (to_end[..., None] * increment).sum(axis=2)
-
-
-def _across(decay: mx.array) -> mx.array:
-    """(B, m, N + 1, N + 1): what is left in H_n of the start (column 0) and of increment j - 1.
-
-    Products of decays, never quotients: exact where a decay is 0.
-    """
-    size = decay.shape[1] + 1
-    keep = mx.concatenate([mx.ones_like(decay[:, :1]), decay], axis=1).swapaxes(1, 2)
-    later = mx.tril(mx.ones((size, size), dtype=mx.bool_), -1)
-    across = mx.tril(mx.cumprod(mx.where(later, keep[..., None], 1), axis=2))
-    # a product this small is below the resolution of any sum, and denormals are slow
-    return mx.where(across < 1e-30, 0, across)

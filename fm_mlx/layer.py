@@ -10,7 +10,10 @@ from mlx_lm.models.cache import ArraysCache
 
 from fm_mlx import cache as caches
 from fm_mlx import ops
-from fm_mlx.ops import DenseRouting
+from fm_mlx.ops import DenseRouting, SparseRouting
+
+# What `FactorizationMemory.route` says of the tokens; an array holds the router's scores.
+Routing = DenseRouting | SparseRouting | mx.array
 
 
 class Router(nn.Module):
@@ -90,21 +93,25 @@ class FactorizationMemory(nn.Module):
         read = self.recurrence(routing, values, mask, cache, initial_state, reset_positions)
         return self.out_proj(read)
 
-    def route(self, x: mx.array, cache: ArraysCache | None = None) -> DenseRouting | mx.array:
+    def route(self, x: mx.array, cache: ArraysCache | None = None) -> Routing:
         """Choose the rows that the tokens x (B, T, hidden) touch, and how strongly.
 
         Returns:
-            theta and phi of all rows. If one token meets a cache of two buffers, the router's
-            scores (B, 1, m + 2): there the recurrence chooses the active rows itself.
+            theta and phi of all rows, or of the active ones if there are many rows and several
+            tokens. If one token meets a cache of two buffers, the router's scores (B, 1, m + 2):
+            there the recurrence chooses the active rows itself.
         """
         scores = self.router(x)
-        if x.shape[1] == 1 and caches.takes_rows(cache, batch=len(x)):
+        one_token = x.shape[1] == 1
+        if one_token and caches.takes_rows(cache, batch=len(x)):
             return scores
-        return ops.route_dense(scores, self.num_active_states, self.affinity_temperature)
+        sizes = self.num_memory_states, self.num_active_states
+        route = ops.route_dense if one_token or not ops.sparse_scan_is_faster(*sizes) else ops.route
+        return route(scores, self.num_active_states, self.affinity_temperature)
 
     def recurrence(
         self,
-        routing: DenseRouting | mx.array,
+        routing: Routing,
         values: mx.array,
         mask: mx.array | None = None,
         cache: ArraysCache | None = None,
@@ -116,36 +123,42 @@ class FactorizationMemory(nn.Module):
             assert cache is not None  # only a cache of two buffers takes scores
             y = caches.step(cache, routing, values, mask, self.affinity_temperature, self.eps)
         else:
-            y = self._on_all_rows(routing, values, mask, cache, initial_state, reset_positions)
+            y = self._on_whole_state(routing, values, mask, cache, initial_state, reset_positions)
         if cache is not None:
             cache.advance(values.shape[1])
         return y
 
-    def _on_all_rows(self, routing, values, mask, cache, initial_state, reset_positions):
-        theta, phi = routing
+    def _on_whole_state(self, routing, values, mask, cache, initial_state, reset_positions):
         state = None if cache is None else caches.state_of(cache)
         if state is None:
             state = initial_state
         if state is None:
-            state = mx.zeros(theta.shape[-1:] + values.shape[-1:], mx.float32)
+            state = mx.zeros((self.num_memory_states, values.shape[-1]))
         # the initial state of a fresh cache is there once for the whole batch
         state = mx.broadcast_to(state, (len(values), *state.shape[-2:]))
-        if isinstance(cache, caches.WritesSeen):
-            cache.watch(theta, values, state)
-        if reset_positions is not None:
-            y, state = ops.memory_scan(
-                theta,
-                phi,
-                values,
-                state,
-                mask,
-                eps=self.eps,
-                reset_positions=reset_positions,
-                reset_state=initial_state,
-            )
+        theta_is_seen = isinstance(cache, caches.WritesSeen)
+        if isinstance(routing, SparseRouting) and (theta_is_seen or reset_positions is not None):
+            routing = routing.on_all_rows(self.num_memory_states)
+        if isinstance(routing, SparseRouting):
+            y, state = ops.sparse_memory_scan(routing, values, state, mask, eps=self.eps)
         else:
-            recurrence = ops.memory_step if values.shape[1] == 1 else ops.memory_scan
-            y, state = recurrence(theta, phi, values, state, mask, eps=self.eps)
+            theta, phi = routing
+            if theta_is_seen:
+                cache.watch(theta, values, state)
+            if reset_positions is not None:
+                y, state = ops.memory_scan(
+                    theta,
+                    phi,
+                    values,
+                    state,
+                    mask,
+                    eps=self.eps,
+                    reset_positions=reset_positions,
+                    reset_state=initial_state,
+                )
+            else:
+                recurrence = ops.memory_step if values.shape[1] == 1 else ops.memory_scan
+                y, state = recurrence(theta, phi, values, state, mask, eps=self.eps)
         if cache is not None:
             caches.set_state(cache, state, self.num_active_states)
         return y

@@ -76,7 +76,8 @@ def _with_arrays(tree: Any, arrays: Any) -> Any:
     if isinstance(tree, dict):
         return {name: _with_arrays(entry, arrays[name]) for name, entry in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_with_arrays(entry, other) for entry, other in zip(tree, arrays, strict=True)]
+        entries = [_with_arrays(entry, other) for entry, other in zip(tree, arrays, strict=True)]
+        return type(tree)(*entries) if hasattr(tree, "_fields") else type(tree)(entries)
     return arrays
 
 

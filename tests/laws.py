@@ -251,9 +251,9 @@ def steps_of_ragged_rows(code: Code, case: Case) -> None:
     same_bits(steps(code, pads)[1], case.state, "state after pads only")
 
 
-def model_of_right_padded_rows(code: Code, lengths: Sequence[int] = (40, 3, 75)) -> None:
+def model_of_right_padded_rows(code: Code, lengths: Sequence[int] = (40, 3, 75), **config) -> None:
     """A right-padded prompt in two pieces, then decoding = every row alone."""
-    model = tiny_model(code)
+    model = tiny_model(code, **config)
     longest, cut, more = max(lengths), 35, 3
     ids = tokens((len(lengths), longest + more))
     cache = model.make_cache()
@@ -273,9 +273,9 @@ def model_of_right_padded_rows(code: Code, lengths: Sequence[int] = (40, 3, 75))
             close(got[b : b + 1], wanted, LOGITS_TOLERANCE, f"token {i} of row {b}")
 
 
-def model_of_left_padded_rows(code: Code, lengths: Sequence[int] = (40, 1, 75)) -> None:
+def model_of_left_padded_rows(code: Code, lengths: Sequence[int] = (40, 1, 75), **config) -> None:
     """A left-padded prompt in two pieces, then decoding = every row alone."""
-    model = tiny_model(code)
+    model = tiny_model(code, **config)
     longest, cut, more = max(lengths), 35, 3
     ids = tokens((len(lengths), longest + more))
     padding = [longest - length for length in lengths]

@@ -22,6 +22,7 @@ from types import ModuleType
 import laws
 import mlx.core as mx
 import numpy as np
+import sparse_scan_law
 from cases import Code, routed
 from mlx_lm.convert import mixed_quant_predicate_builder
 from reset_law import nothing_leaks, packed_is_separate
@@ -152,6 +153,12 @@ for n in range(increment.shape[1]):
 return mx.stack(states[:-1], axis=1), states[-1]
 """
 
+A_MASK_FOR_WRITES = """
+if mask is not None:
+    theta, values = (mx.where(mask[..., None], x, 0) for x in (theta, values))
+    mask = None
+"""
+
 MUTANTS = [
     Mutant(
         "law 1",
@@ -185,7 +192,7 @@ MUTANTS = [
         "the chunk's norms start from nothing",
         scan_law(),
         "ops.scan",
-        "memory_scan",
+        "read_chunks",
         "start.square().sum(axis=-1)",
         "0 * start.square().sum(axis=-1)",
     ),
@@ -194,7 +201,7 @@ MUTANTS = [
         "a write decays by its own weight",
         scan_law(),
         "ops.scan",
-        "memory_scan",
+        "writes_of_chunks",
         "mx.cumprod(keep, axis=2, reverse=True, inclusive=False)",
         "mx.cumprod(keep, axis=2, reverse=True, inclusive=True)",
     ),
@@ -253,13 +260,60 @@ MUTANTS = [
         "(rates[..., 1:] * alpha, rates[..., :1] * alpha)",
     ),
     Mutant(
+        "law 1",
+        "slots that repeat a row hold what it held before",
+        sparse_scan_law.many_groups,
+        "ops.sparse_scan",
+        "_Slots.of",
+        "mx.where(number <= slot[..., -1:], number, 0)",
+        "mx.broadcast_to(number, slot.shape)",
+    ),
+    Mutant(
+        "law 1",
+        "a group of chunks brings back what slots held before",
+        sparse_scan_law.many_groups,
+        "ops.sparse_scan",
+        "_pass",
+        "written(state, Write(own_rows, _rows_of(own, source)))",
+        "written(state, Write(own_rows, own))",
+    ),
+    Mutant(
+        "law 3",
+        "the sparse scan ignores the mask",
+        sparse_scan_law.masked,
+        "ops.sparse_scan",
+        "sparse_memory_scan",
+        "split_into_chunks(x, chunk, mask)",
+        "split_into_chunks(x, chunk, None)",
+    ),
+    Mutant(
+        "law 5",
+        "blocks of rows are taken in the order of their logits",
+        lambda code: sparse_scan_law.routing_by_blocks(
+            code, sparse_scan_law.few_values((40, 700)), 3
+        ),
+        "ops.routing",
+        "_by_blocks",
+        "mx.sort(choose(largest, num_active).astype(mx.int32), axis=-1)",
+        "choose(largest, num_active).astype(mx.int32)[..., ::-1]",
+    ),
+    Mutant(
+        "law 6",
+        "groups of chunks are passed over forwards for the gradient",
+        sparse_scan_law.gradients_of_many_groups,
+        "ops.sparse_scan",
+        "_pass",
+        "_pass(places, *inputs, _rows_of(state, own_rows), reverse)",
+        "_pass(places, *inputs, _rows_of(state, own_rows))",
+    ),
+    Mutant(
         "law 2",
         "the state given to the scan is ignored",
         split_scan,
         "ops.scan",
         "memory_scan",
-        "(keep.prod(axis=2), state.astype(mx.float32))",
-        "(keep.prod(axis=2), mx.zeros_like(state))",
+        "state.astype(mx.float32)",
+        "mx.zeros_like(state)",
     ),
     Mutant(
         "law 2",
@@ -284,7 +338,7 @@ MUTANTS = [
         "the scan ignores the mask",
         ragged_scan,
         "ops.scan",
-        "memory_scan.split",
+        "split_into_chunks",
         "mx.where(mask[..., None], x, 0)",
         "x",
     ),
@@ -303,9 +357,8 @@ MUTANTS = [
         ragged_scan,
         "ops.scan",
         "memory_scan",
-        "(split(theta), split(phi), split(values))",
-        "(split(theta), mx.pad(phi, [(0, 0), (0, -length % chunk), (0, 0)])"
-        ".reshape(batch, chunks, chunk, -1), split(values))",
+        None,
+        A_MASK_FOR_WRITES,
     ),
     Mutant(
         "law 3",
@@ -424,8 +477,8 @@ MUTANTS = [
         laws.dense_is_sparse_with_all_rows,
         "layer",
         "FactorizationMemory.route",
-        "ops.route_dense(scores, self.num_active_states, self.affinity_temperature)",
-        "ops.route_dense(scores, self.num_active_states - 1, self.affinity_temperature)",
+        "route(scores, self.num_active_states, self.affinity_temperature)",
+        "route(scores, self.num_active_states - 1, self.affinity_temperature)",
     ),
     Mutant(
         "law 5",
@@ -631,7 +684,7 @@ MUTANTS = [
         "the state is kept in the dtype of the weights (drift)",
         laws.bf16_decode_does_not_drift,
         "layer",
-        "FactorizationMemory._on_all_rows",
+        "FactorizationMemory._on_whole_state",
         "recurrence(theta, phi, values, state, mask, eps=self.eps)",
         "(lambda y, last: (y, last.astype(values.dtype)))"
         "(*recurrence(theta, phi, values, state, mask, eps=self.eps))",

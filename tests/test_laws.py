@@ -97,7 +97,7 @@ class TestLaw1EverySpellingIsTheLoop:
 
     @forms
     def test_more_chunks_than_one_pass_of_the_state_takes(self, form):
-        scan_is_the_loop(REAL, routed((1, 1200, 3, 4), 1), form)
+        scan_is_the_loop(REAL, routed((1, 2200, 3, 4), 1), form)
         scan_is_the_loop(REAL, routed((2, 1100, 2, 3), 2), form, chunk_size=1)
 
     @forms

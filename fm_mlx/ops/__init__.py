@@ -6,6 +6,7 @@ Everything here is differentiable, runs on any MLX device, and keeps the state i
 from fm_mlx.ops.block import add_rms_norm, swiglu
 from fm_mlx.ops.routing import DenseRouting, SparseRouting, route, route_dense
 from fm_mlx.ops.scan import memory_scan
+from fm_mlx.ops.sparse_scan import sparse_memory_scan, sparse_scan_is_faster
 from fm_mlx.ops.step import (
     Write,
     buffered_memory_step,
@@ -24,7 +25,9 @@ __all__ = [
     "memory_step",
     "route",
     "route_dense",
+    "sparse_memory_scan",
     "sparse_memory_step",
+    "sparse_scan_is_faster",
     "sparse_update",
     "swiglu",
 ]

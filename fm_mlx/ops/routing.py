@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -9,6 +10,10 @@ import mlx.core as mx
 
 from fm_mlx.metal_kernels import route as kernels
 from fm_mlx.metal_kernels.launch import differentiable, on_cpu, runs
+
+# Rows whose largest logit is looked at first, and the number of logits from which on that pays.
+_BLOCK = 32
+_MANY_LOGITS = 1 << 14
 
 
 class SparseRouting(NamedTuple):
@@ -23,6 +28,13 @@ class SparseRouting(NamedTuple):
     indices: mx.array
     theta: mx.array
     phi: mx.array
+
+    def on_all_rows(self, num_rows: int) -> DenseRouting:
+        """The same in dense form; m is the number of rows."""
+        nothing = mx.zeros((*self.theta.shape[:-1], num_rows))
+        return DenseRouting(
+            *(mx.put_along_axis(nothing, self.indices, x, axis=-1) for x in (self.theta, self.phi))
+        )
 
 
 class DenseRouting(NamedTuple):
@@ -129,7 +141,29 @@ def _active_rows(logits: mx.array, num_active: int) -> mx.array:
     differently on every backend. The lower index is the larger among equals.
     """
     choose = _by_partition if on_cpu() else _by_unique_keys
-    return choose(mx.stop_gradient(logits), num_active)
+    logits = mx.stop_gradient(logits)
+    if logits.shape[-1] > 2 * _BLOCK * num_active and logits.size >= _MANY_LOGITS:
+        return _by_blocks(choose, logits, num_active)
+    return choose(logits, num_active)
+
+
+def _by_blocks(
+    choose: Callable[[mx.array, int], mx.array], logits: mx.array, num_active: int
+) -> mx.array:
+    """The same rows, looked for in the k blocks of rows that have the largest logits alone.
+
+    A row of another block is none of the k best: each of these blocks has a row before it, with
+    a larger logit, or an equal one and, since the block comes first among equals, a lower index.
+    """
+    *tokens, num_rows = logits.shape
+    padding = [(0, 0)] * len(tokens) + [(0, -num_rows % _BLOCK)]
+    rows = mx.pad(logits, padding, constant_values=-mx.inf).reshape(-1, _BLOCK)
+    largest = rows.max(axis=-1).reshape(*tokens, -1)
+    blocks = mx.sort(choose(largest, num_active).astype(mx.int32), axis=-1)
+    first = mx.arange(0, largest.size, largest.shape[-1], dtype=mx.int32)
+    within = mx.take(rows, blocks + first.reshape(*tokens, 1), axis=0).flatten(-2)
+    best = choose(within, num_active).astype(mx.int32)
+    return mx.take_along_axis(blocks, best // _BLOCK, axis=-1) * _BLOCK + best % _BLOCK
 
 
 def _by_partition(logits: mx.array, num_active: int) -> mx.array:

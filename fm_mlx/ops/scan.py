@@ -56,39 +56,56 @@ def memory_scan(
     width = values.shape[-1]
     chunk = min(chunk_size or MAX_CHUNK, length)
     segments = None if reset_positions is None else Segments(reset_positions, length, chunk)
-    chunks = -(-length // chunk) if segments is None else segments.chunks
-
-    def split(x: mx.array) -> mx.array:
-        """(B, T, .) -> (B, N, C, .) in float32; zeros, which change nothing, fill the tail."""
-        x = x.astype(mx.float32)
-        if mask is not None:
-            x = mx.where(mask[..., None], x, 0)
-        if segments is not None:
-            x = segments.spread(x)
-        elif length % chunk:
-            x = mx.pad(x, [(0, 0), (0, chunks * chunk - length), (0, 0)])
-        return x.reshape(batch, chunks, chunk, -1)
-
-    theta, phi, v = split(theta), split(phi), split(values)
+    theta, phi, v = (split_into_chunks(x, chunk, mask, segments) for x in (theta, phi, values))
     if state is None:
-        state = mx.zeros((batch, rows, width), dtype=mx.float32)
-
-    keep = 1 - theta
-    to_end = theta * mx.cumprod(keep, axis=2, reverse=True, inclusive=False)
-    increment = to_end.swapaxes(-1, -2) @ v
-    decay, state = keep.prod(axis=2), state.astype(mx.float32)
+        state = mx.zeros((batch, rows, width))
+    decay, increment = writes_of_chunks(theta, v)
+    state = state.astype(mx.float32)
     if segments is not None:
         decay, increment, state = segments.reset(decay, increment, state, reset_state)
     start, last = state_pass(decay, increment, state)
+    y = read_chunks(theta, phi, v, start, eps).reshape(batch, -1, width)
+    y = y[:, :length] if segments is None else segments.gather(y)
+    return y.astype(values.dtype), last
 
+
+def split_into_chunks(
+    x: mx.array, chunk: int, mask: mx.array | None, segments: Segments | None = None
+) -> mx.array:
+    """(B, T, .) -> (B, N, C, .) in float32; zeros, which change nothing, fill the tail.
+
+    Args:
+        x: numbers of tokens.
+        chunk: C.
+        mask: (B, T) bool; zeros are put where it is False.
+        segments: parts of a row that begin a chunk each, so that zeros fill their tails.
+    """
+    x = x.astype(mx.float32)
+    if mask is not None:
+        x = mx.where(mask[..., None], x, 0)
+    if segments is not None:
+        x = segments.spread(x)
+    elif x.shape[1] % chunk:
+        x = mx.pad(x, [(0, 0), (0, -x.shape[1] % chunk), (0, 0)])
+    return x.reshape(len(x), -1, chunk, x.shape[-1])
+
+
+def writes_of_chunks(theta: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+    """What is left after a chunk of a row before it, (B, N, m), and what it adds, (B, N, m, d)."""
+    keep = 1 - theta
+    to_end = theta * mx.cumprod(keep, axis=2, reverse=True, inclusive=False)
+    return keep.prod(axis=2), to_end.swapaxes(-1, -2) @ v
+
+
+def read_chunks(
+    theta: mx.array, phi: mx.array, v: mx.array, start: mx.array, eps: float
+) -> mx.array:
+    """y (B, N, C, d) of chunks that begin with the rows ``start`` (B, N, m, d)."""
     gram = v @ v.swapaxes(-1, -2)
     projection = v @ start.swapaxes(-1, -2)
     norm0 = start.square().sum(axis=-1)
-    read, inside = chunk_map(theta, phi, gram, projection, norm0, width, eps)
-    y = read @ start + inside @ v
-    y = y.reshape(batch, chunks * chunk, width)
-    y = y[:, :length] if segments is None else segments.gather(y)
-    return y.astype(values.dtype), last
+    read, inside = chunk_map(theta, phi, gram, projection, norm0, v.shape[-1], eps)
+    return read @ start + inside @ v
 
 
 def _check(theta, phi, values, state, mask, chunk_size, reset_positions, reset_state) -> None:

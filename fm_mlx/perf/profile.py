@@ -18,7 +18,6 @@ import mlx.nn as nn
 
 from fm_mlx.metal_kernels.cost import FLOAT_BYTES, Cost
 from fm_mlx.model import Model
-from fm_mlx.ops import DenseRouting
 from fm_mlx.perf.timing import decode, medians_in_turns, seconds_of, started_caches
 from fm_mlx.perf.work import scan_work, update_work
 from fm_mlx.support.arrays import nbytes
@@ -92,8 +91,6 @@ def parts(model: Model, tokens: int) -> list[Part]:
 
     def memory(held, hidden, cache, mask):
         model, written, routings = held
-        if not sparse:
-            routings = [DenseRouting(*routing) for routing in routings]
         together = zip(model.layers, routings, cache, strict=True)
         return [b.memory.recurrence(r, written, mask, c) for b, r, c in together]
 

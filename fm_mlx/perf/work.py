@@ -7,6 +7,7 @@ from fm_mlx.metal_kernels.cost import FLOAT_BYTES, Cost
 from fm_mlx.metal_kernels.sparse_update import sparse_update_cost
 from fm_mlx.metal_kernels.state_pass import state_pass_cost
 from fm_mlx.model import ModelArgs
+from fm_mlx.ops.sparse_scan import sparse_chunk_size, sparse_scan_is_faster
 
 
 def update_work(args: ModelArgs, batch: int, *, sparse: bool) -> Cost:
@@ -29,8 +30,11 @@ def update_work(args: ModelArgs, batch: int, *, sparse: bool) -> Cost:
 
 def scan_work(args: ModelArgs, tokens: int) -> Cost:
     """One sequence of tokens: its matrix products, and the kernels with what they move."""
-    rows, width = args.num_memory_states, args.memory_size
-    chunks = -(-tokens // MAX_CHUNK)
-    products = Cost(0, 0, tokens * (6 * rows * width + 4 * MAX_CHUNK * width))
-    kernels = chunk_scan_cost(chunks, MAX_CHUNK, rows) + state_pass_cost(1, chunks, rows, width)
+    rows, width, chunk = args.num_memory_states, args.memory_size, MAX_CHUNK
+    if sparse_scan_is_faster(rows, args.num_active_states):
+        chunk = sparse_chunk_size(args.num_active_states)
+        rows = chunk * args.num_active_states
+    chunks = -(-tokens // chunk)
+    products = Cost(0, 0, tokens * (6 * rows * width + 4 * chunk * width))
+    kernels = chunk_scan_cost(chunks, chunk, rows) + state_pass_cost(1, chunks, rows, width)
     return products + kernels

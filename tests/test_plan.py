@@ -7,7 +7,9 @@ from mlx.utils import tree_flatten
 
 import fm_mlx
 from fm_mlx.commands import cli
-from fm_mlx.perf import chips
+from fm_mlx.metal_kernels.chunk_scan import chunk_scan_cost
+from fm_mlx.model import ModelArgs
+from fm_mlx.perf import chips, launches
 from fm_mlx.perf.chips import find_chips
 from fm_mlx.perf.plan import PAPER_1B, Plan, seconds
 
@@ -62,6 +64,43 @@ class TestFiguresByHand:
         assert got == pytest.approx(tokens * products / 18.4e12, rel=5e-4)
         assert round(tokens / got) == 9_678
 
+    def test_training(self):
+        """3 times a prompt's products with the head's, and the kernels'."""
+        plan, tokens = Plan(PAPER_1B), 8192
+        products = 2 * (BLOCKS + PRECISE + HEAD) + 16 * (6 * 64 * 2048 + 4 * 32 * 2048)
+        got = plan.training(tokens)
+        assert got.flops == pytest.approx(3 * tokens * products, rel=2e-3)
+        assert got.least_bytes > 10 * plan.weight_bytes
+        assert round(tokens / seconds(got, M4_MAX)) == 3_018
+
+
+class TestLaunches:
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "4bit"])
+    def test_bytes_are_the_bounds_and_the_activations(self, dtype):
+        plan = Plan(PAPER_1B, dtype=dtype)
+        bound = plan.decode(sparse=True).least_bytes
+        assert bound < launches.total(launches.of_token(plan)).least_bytes < 1.01 * bound
+
+    def test_a_small_memory_is_decoded_dense(self):
+        args = ModelArgs(64, 3, 128, 50, num_memory_states=4)
+        names = {x.name: x.work.dispatches for x in launches.of_token(Plan(args))}
+        assert names["route_dense"] == 3
+        assert names["memory step"] == 15
+        assert "sparse_update" not in names
+
+    def test_a_prompt_reads_the_weights_in_every_piece(self):
+        plan = Plan(PAPER_1B)
+        one, two = (launches.total(launches.of_prompt(plan, n)) for n in (2048, 4096))
+        assert two.dispatches == 2 * one.dispatches
+        assert two.bytes == pytest.approx(2 * one.bytes, rel=1e-3)
+
+    def test_many_rows_are_scanned_in_slots(self):
+        """32 tokens of 2 rows each in a chunk."""
+        args = ModelArgs(64, 1, 128, 50, num_memory_states=4096, num_active_states=2)
+        work = {x.name: x.work for x in launches.of_prompt(Plan(args), 64)}
+        assert work["chunk_scan"].flops == chunk_scan_cost(2, 32, 64).flops
+        assert "state_pass" not in work
+
 
 class TestChips:
     def test_names(self):
@@ -84,8 +123,10 @@ class TestCommand:
         assert "decode, batch 32 2.556 GB, fits" in out
         rows = {line.split()[0].rstrip("*"): line.split() for line in out.splitlines() if line}
         assert all(chip.name in rows for chip in chips.CHIPS)
-        assert rows["m4-max-546"][1:] == ["546", "269", "268", "7,609", "6,836", "9,678"]
-        assert rows["m5-max-614"][-1] == "-"  # its arithmetic is not known
+        assert rows["m4-max-546"][1:] == ["546", "269", "268", "7,609", "6,836", "9,678", "3,018"]
+        assert rows["m5-max-614"][-2:] == ["-", "-"]  # its arithmetic is not known
+        assert rows["sparse_update"][1:] == ["16", "4.36"]
+        assert rows["together"][1:3] == ["166", "2,030.47"]
 
     def test_a_folder(self, checkpoint, capsys):
         arguments = ["--model", str(checkpoint), "--chip", "m1", "--batch-size", "4"]

@@ -7,6 +7,7 @@ import argparse
 from fm_mlx.commands.arguments import number, whole
 from fm_mlx.loading import load_args
 from fm_mlx.perf.chips import Chip, find_chips
+from fm_mlx.perf.launches import of_gradient, of_prompt, of_token, total
 from fm_mlx.perf.plan import PAPER_1B, WEIGHT_BITS, Plan, seconds
 from fm_mlx.support.tables import aligned
 
@@ -49,12 +50,19 @@ def run(args: argparse.Namespace) -> int:
     plans = [Plan(model, batch, args.dtype) for batch in args.batch_size]
     print("\n".join(_needs(plans, args.memory)))
     print()
+    print("\n".join(aligned(_launches(plans[0], args.context))))
+    print()
+    print(
+        "What a Metal GPU launches, and the bytes that this moves. The gradient is that of the\n"
+        "scans; prompt and gradient launch small operations beside these.\n"
+    )
     print("\n".join(aligned(_bounds(plans, chips, args.context))))
     print()
     print(
         "Bounds in tokens/s: bytes over bandwidth and, for chips with *, operations over float32\n"
         f"speed. Sparse: the {model.num_active_states} active rows of a token; dense: all "
-        f"{model.num_memory_states}. Prefill: {args.context:,} tokens, batch 1."
+        f"{model.num_memory_states}. Prefill and a\ntraining step of AdamW: {args.context:,} "
+        "tokens, batch 1."
     )
     return 0
 
@@ -83,14 +91,41 @@ def _bounds(plans: list[Plan], chips: tuple[Chip, ...], context: int) -> list[li
     head = ["chip", "GB/s"]
     for plan in plans:
         head += [f"decode x{plan.batch} sparse", "dense"]
-    rows = [[*head, "prefill"]]
+    rows = [[*head, "prefill", "training"]]
     for chip in chips:
         row = [chip.name + ("*" if chip.teraflops else ""), str(chip.bandwidth)]
         for plan in plans:
             for sparse in (True, False):
                 row.append(f"{plan.batch / seconds(plan.decode(sparse=sparse), chip):,.0f}")
-        # prefill is bound by arithmetic: bandwidth alone would promise the impossible
-        prefill = context / seconds(plans[0].prefill(context), chip)
-        row.append(f"{prefill:,.0f}" if chip.teraflops else "-")
+        # these are bound by arithmetic: bandwidth alone would promise the impossible
+        for work in (plans[0].prefill(context), plans[0].training(context)):
+            row.append(f"{context / seconds(work, chip):,.0f}" if chip.teraflops else "-")
         rows.append(row)
     return rows
+
+
+def _launches(plan: Plan, context: int) -> list[list[str]]:
+    """Rows of the table of launches and bytes."""
+    columns = {
+        f"token x{plan.batch}": of_token(plan),
+        f"prompt of {context:,}": of_prompt(plan, context),
+        "its gradient": of_gradient(plan, context),
+    }
+    works = [{x.name: x.work for x in launches} for launches in columns.values()]
+    names = dict.fromkeys(name for of_column in works for name in of_column)
+    rows = [["launches", *(text for name in columns for text in (name, "MB"))]]
+    for name in names:
+        row = [name]
+        for of_column in works:
+            work = of_column.get(name)
+            row += ["", ""] if work is None else [f"{work.dispatches:,}", _megabytes(work.bytes)]
+        rows.append(row)
+    sums = [total(launches) for launches in columns.values()]
+    rows.append(["together"])
+    for work in sums:
+        rows[-1] += [f"{work.dispatches:,}", _megabytes(work.bytes)]
+    return rows
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.2f}"

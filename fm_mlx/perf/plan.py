@@ -13,7 +13,7 @@ from functools import cached_property
 from fm_mlx.metal_kernels.cost import FLOAT_BYTES, Cost
 from fm_mlx.model import ModelArgs
 from fm_mlx.perf.chips import Chip
-from fm_mlx.perf.work import scan_work, update_work
+from fm_mlx.perf.work import scan_gradient_work, scan_work, update_work
 from fm_mlx.precision import stays_float32
 from fm_mlx.weights import EMBEDDING, HEAD, weight_shapes
 
@@ -30,6 +30,13 @@ PAPER_1B = ModelArgs(
 
 # Bits of a weight. Quantised ones have a 16-bit scale and a 16-bit bias for 64 weights.
 WEIGHT_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "8bit": 8.5, "4bit": 4.5}
+
+# Activations are in the dtype of the weights, or in 16 bits beside quantised ones.
+_ITEM_BYTES = {"float32": 4}
+
+# The passes over the weights of a step of AdamW: read forwards and backwards, the gradient and
+# both moments read and written, the weights read and written.
+_PASSES_OF_A_STEP = 10
 
 # Tokens that one pass over the weights reads in; mlx-lm's default.
 PREFILL_STEP = 2048
@@ -75,8 +82,18 @@ class Plan:
         """How many numbers the model has."""
         return sum(self._sizes.values())
 
+    @property
+    def weight_bits(self) -> float:
+        """Of a weight that does not stay float32."""
+        return WEIGHT_BITS[self.dtype]
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of a number of the activations."""
+        return _ITEM_BYTES.get(self.dtype, 2)
+
     def _weight_bytes(self, weights: int) -> int:
-        return round(weights * WEIGHT_BITS[self.dtype] / 8) + self.precise * FLOAT_BYTES
+        return round(weights * self.weight_bits / 8) + self.precise * FLOAT_BYTES
 
     @property
     def weight_bytes(self) -> int:
@@ -109,6 +126,17 @@ class Plan:
         flops = 2 * tokens * (self.block_weights + self.precise)
         scans = scan_work(args, tokens) * args.num_hidden_layers
         return Cost(weights * pieces, weights * pieces, flops) + scans
+
+    def training(self, tokens: int) -> Cost:
+        """One step of AdamW on all weights, on one sequence of `tokens`.
+
+        A product's gradients are two more products.
+        """
+        args = self.args
+        moved = _PASSES_OF_A_STEP * self.weight_bytes
+        products = self.block_weights + self.head_weights + self.precise
+        scan = scan_work(args, tokens) + scan_gradient_work(args, tokens)
+        return Cost(moved, moved, 6 * tokens * products) + scan * args.num_hidden_layers
 
 
 def seconds(work: Cost, chip: Chip) -> float:

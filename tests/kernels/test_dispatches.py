@@ -18,6 +18,9 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from fm_mlx import ops
 from fm_mlx.metal_kernels import launch
+from fm_mlx.model import ModelArgs
+from fm_mlx.perf import launches as launches_of
+from fm_mlx.perf.plan import Plan
 from fm_mlx.perf.timing import started_caches
 
 # Primitives that give another view of their input, or their input itself, on Metal.
@@ -132,6 +135,24 @@ def test_a_block_launches_at_most_10(on_a_gpu, capsys, dtype, bits, products):
         print(f"\n    {got.total()} launches a block and token: {dict(got)}")
     assert got == Counter(products) + KERNELS + WRITES + Counter(SwiGLU=1)
     assert got.total() <= 10
+
+
+@pytest.mark.parametrize("layers", [2, 5])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "4bit"])
+def test_plan_counts_the_same(layers, dtype):
+    """What `fm-mlx plan` says of a token: 10 a block, and what stands beside the blocks."""
+    args = ModelArgs(64, layers, 128, 50, num_memory_states=4096)
+    plan = Plan(args, dtype=dtype)
+    counted = {of_name.name: of_name.work.dispatches for of_name in launches_of.of_token(plan)}
+    products = ("W_i", "router", "W_o", "gate with up", "down")
+    assert {counted.pop(name) for name in products} == {layers}
+    norm = 1 if dtype == "float32" else 4
+    assert counted.pop("first norm") == norm
+    assert counted.pop("add_rms_norm") == 2 * layers
+    for name in ("sparse_update", "write of rows", "SwiGLU"):
+        assert counted.pop(name) == layers
+    assert counted == {"embedding": 1, "head": 1}
+    assert launches_of.total(launches_of.of_token(plan)).dispatches == 10 * layers + 2 + norm
 
 
 def test_outside_the_blocks(on_a_gpu):

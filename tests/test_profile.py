@@ -12,6 +12,7 @@ from cases import REAL, tiny_model
 from fm_mlx.commands import cli
 from fm_mlx.metal_kernels.cost import Cost
 from fm_mlx.perf import profile
+from fm_mlx.perf.speeds import Speeds
 
 PARTS = ["norm", "projections", "router", "memory", "MLP", "head"]
 
@@ -53,7 +54,7 @@ def test_quantised_weights_are_counted_as_they_lie():
 
 
 def test_bound_is_the_slower_of_both():
-    speeds = profile.Speeds(bandwidth=100, arithmetic=1000)
+    speeds = Speeds(bandwidth=100, arithmetic=1000)
     assert speeds.bound(Cost(0, 500, 1000)) == 5
     assert speeds.bound(Cost(0, 50, 1000)) == 1
 

@@ -12,12 +12,11 @@ from fm_mlx.loading import load
 from fm_mlx.metal_kernels.cost import Cost
 from fm_mlx.model import Model
 from fm_mlx.perf.profile import (
-    Speeds,
     activation_dtype,
-    measure_speeds,
     parts,
     profile,
 )
+from fm_mlx.perf.speeds import Speeds, measure_speeds
 from fm_mlx.perf.timing import device_line
 from fm_mlx.support.arrays import nbytes
 from fm_mlx.support.tables import aligned

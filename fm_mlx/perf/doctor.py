@@ -18,6 +18,7 @@ import mlx.core as mx
 
 from fm_mlx.metal_kernels import launch, verdicts
 from fm_mlx.metal_kernels.catalogue import KERNELS
+from fm_mlx.metal_kernels.cost import Cost
 from fm_mlx.metal_kernels.launch import Backend
 from fm_mlx.perf.kernel_checks import Check, checks
 from fm_mlx.perf.timing import medians_in_turns, seconds_of
@@ -46,6 +47,7 @@ class Outcome:
     Attributes:
         file: The Metal file of the kernel.
         case: Shapes and dtype, for people.
+        work: What the kernel moves and computes.
         allowed: The largest relative error that is right.
         error: The relative error that was found; None if the kernel did not run.
         reason: Why it did not run.
@@ -54,6 +56,7 @@ class Outcome:
 
     file: str
     case: str
+    work: Cost
     allowed: float
     error: float | None = None
     reason: str = ""
@@ -134,7 +137,7 @@ def examine(check: Check, backend: Backend, *, timed: bool) -> Outcome:
 
 
 def _outcome(check: Check, **found: Any) -> Outcome:
-    return Outcome(check.file, check.case, _TOLERANCE[check.dtype], **found)
+    return Outcome(check.file, check.case, check.work, _TOLERANCE[check.dtype], **found)
 
 
 def _launches(file: str) -> int:

@@ -9,8 +9,13 @@ import mlx.core as mx
 
 from fm_mlx import ops
 from fm_mlx.metal_kernels import launch
-from fm_mlx.metal_kernels.chunk_scan import MAX_CHUNK
+from fm_mlx.metal_kernels.add_rms_norm import add_rms_norm_cost
+from fm_mlx.metal_kernels.chunk_scan import MAX_CHUNK, chunk_scan_cost, chunk_scan_vjp_cost
+from fm_mlx.metal_kernels.cost import Cost
 from fm_mlx.metal_kernels.launch import Backend
+from fm_mlx.metal_kernels.route import route_dense_cost
+from fm_mlx.metal_kernels.sparse_update import sparse_update_cost
+from fm_mlx.metal_kernels.state_pass import state_pass_cost
 from fm_mlx.ops.chunk_map import chunk_map
 from fm_mlx.ops.state_pass import state_pass
 from fm_mlx.support.arrays import dtype_name
@@ -26,12 +31,14 @@ class Check:
         file: The Metal file of the kernel.
         case: Shapes and dtype, for people.
         run: Computes the outputs, by the kernel or by the reference op as `launch.using` says.
+        work: What the kernel's launches of a run move and compute.
         dtype: The dtype of the least precise output.
     """
 
     file: str
     case: str
     run: Callable[[], list[mx.array]]
+    work: Cost
     dtype: mx.Dtype = mx.float32
 
 
@@ -55,7 +62,8 @@ def _route(tokens: int, m: int, k: int, dtype: mx.Dtype) -> Check:
     routing = _scores(tokens, m).astype(dtype)
     mx.eval(routing)
     case = f"{tokens} x {m}, k {k}, {dtype_name(dtype)}"
-    return Check("route", case, lambda: list(ops.route_dense(routing, k, 0.5)))
+    work = route_dense_cost(tokens, m, dtype.size)
+    return Check("route", case, lambda: list(ops.route_dense(routing, k, 0.5)), work)
 
 
 def _scores(tokens: int, m: int) -> mx.array:
@@ -78,7 +86,7 @@ def _sparse_update(batch: int, m: int, k: int, d: int, dtype: mx.Dtype, masked: 
         return [*write, y]
 
     case = f"{batch} x {m} x {d}, k {k}, {dtype_name(dtype)}" + (", masked" if masked else "")
-    return Check("sparse_update", case, run, dtype)
+    return Check("sparse_update", case, run, sparse_update_cost(batch, m, k, d, dtype.size), dtype)
 
 
 def _add_rms_norm(tokens: int, hidden: int, dtype: mx.Dtype) -> Check:
@@ -92,7 +100,8 @@ def _add_rms_norm(tokens: int, hidden: int, dtype: mx.Dtype) -> Check:
         outputs = [ops.add_rms_norm(x, update, weight, _EPS, in_float=i) for i in (False, True)]
         return [y for of_kernel in outputs for y in of_kernel]
 
-    return Check("add_rms_norm", case, run, dtype)
+    plain, in_float = (add_rms_norm_cost(tokens, hidden, dtype.size, i) for i in (False, True))
+    return Check("add_rms_norm", case, run, plain + in_float, dtype)
 
 
 def _state_pass(batch: int, chunks: int, m: int, d: int) -> Check:
@@ -108,7 +117,8 @@ def _state_pass(batch: int, chunks: int, m: int, d: int) -> Check:
         outputs, gradients = mx.vjp(state_pass, primals, cotangents)
         return [*outputs, *gradients]
 
-    return Check("state_pass", f"{batch} x {chunks} x {m} x {d}, both ways", run)
+    work = state_pass_cost(batch, chunks, m, d) * 2
+    return Check("state_pass", f"{batch} x {chunks} x {m} x {d}, both ways", run, work)
 
 
 def _chunks(batch: int, chunks: int, m: int, d: int, k: int) -> tuple[list[mx.array], str]:
@@ -127,7 +137,8 @@ def _chunks(batch: int, chunks: int, m: int, d: int, k: int) -> tuple[list[mx.ar
 
 def _chunk_scan(batch: int, chunks: int, m: int, d: int, k: int) -> Check:
     inputs, case = _chunks(batch, chunks, m, d, k)
-    return Check("chunk_scan", case, lambda: list(_scanned(d, *inputs)))
+    work = chunk_scan_cost(batch * chunks, MAX_CHUNK, m)
+    return Check("chunk_scan", case, lambda: list(_scanned(d, *inputs)), work)
 
 
 def _chunk_scan_vjp(batch: int, chunks: int, m: int, d: int, k: int) -> Check:
@@ -138,7 +149,9 @@ def _chunk_scan_vjp(batch: int, chunks: int, m: int, d: int, k: int) -> Check:
     def run():
         return list(mx.vjp(lambda *x: _scanned(d, *x), inputs, cotangents)[1])
 
-    return Check("chunk_scan_vjp", case, run)
+    # forwards as well
+    sizes = batch * chunks, MAX_CHUNK, m
+    return Check("chunk_scan_vjp", case, run, chunk_scan_cost(*sizes) + chunk_scan_vjp_cost(*sizes))
 
 
 def _scanned(width: int, *inputs: mx.array) -> tuple[mx.array, mx.array]:

@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from fm_mlx.metal_kernels.cost import FLOAT_BYTES, Cost
+from fm_mlx.metal_kernels.cost import Cost
 from fm_mlx.model import Model
 from fm_mlx.perf.timing import decode, medians_in_turns, seconds_of, started_caches
 from fm_mlx.perf.work import scan_work, update_work
@@ -36,31 +36,6 @@ class Part:
     name: str
     run: Callable[..., Sequence[Any]]
     work: Cost
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """Of this device: bytes and operations a second."""
-
-    bandwidth: float
-    arithmetic: float
-
-    def bound(self, work: Cost) -> float:
-        """The least seconds for it."""
-        return max(work.least_bytes / self.bandwidth, work.flops / self.arithmetic)
-
-
-def measure_speeds(size: int, dtype: mx.Dtype) -> Speeds:
-    """What a copy of `size` bytes and a matrix product reach."""
-    numbers = mx.zeros((size // FLOAT_BYTES,))
-    square = mx.ones((512, 512), dtype)
-    mx.eval(numbers, square)
-    runs = {
-        "copy": partial(seconds_of, lambda: mx.eval(-numbers)),
-        "product": partial(seconds_of, lambda: mx.eval(square @ square)),
-    }
-    seconds = medians_in_turns(runs, 9)
-    return Speeds(2 * numbers.nbytes / seconds["copy"], 2 * 512**3 / seconds["product"])
 
 
 def parts(model: Model, tokens: int) -> list[Part]:

@@ -21,7 +21,9 @@ from fm_mlx.commands import doctor as command
 from fm_mlx.metal_kernels import launch, verdicts
 from fm_mlx.metal_kernels.catalogue import KERNELS
 from fm_mlx.metal_kernels.sources import sources
+from fm_mlx.model import ModelArgs
 from fm_mlx.perf import doctor
+from fm_mlx.perf.beside_bounds import measure
 from fm_mlx.perf.update_cost import update_cost
 
 
@@ -30,6 +32,8 @@ def apart(monkeypatch, tmp_path):
     """Verdicts of their own that count, and few rounds of what is timed."""
     monkeypatch.setattr(verdicts, "path", lambda: tmp_path / "doctor.json")
     monkeypatch.setattr(command, "update_cost", partial(update_cost, rounds=1))
+    monkeypatch.setattr(command, "beside_bounds", partial(measure, rounds=1))
+    monkeypatch.setattr(command, "_ON_THE_CPU", (ModelArgs(32, 1, 64, 50), mx.float32))
     token = verdicts._disregarded.set(False)
     verdicts.forget()
     yield
@@ -54,6 +58,7 @@ def test_without_a_gpu(capsys):
     assert "not checked" in report
     assert "fm-mlx doctor --simulator" in report
     assert rows(report, "64") and rows(report, "4,096")
+    assert [len(rows(report, name)) for name in ("decode", "prefill", "training")] == [1, 1, 1]
     assert not verdicts.path().exists()
 
 

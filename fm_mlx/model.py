@@ -198,7 +198,7 @@ class Backbone(nn.Module):
         self.layers = [Block(args) for _ in range(args.num_hidden_layers)]
         self.norm = RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.gradient_checkpointing = False
-        self._token_step = TokenStep(Backbone._token, self)
+        self._token_step = TokenStep(Backbone._token)
 
     def __call__(
         self,
@@ -210,7 +210,7 @@ class Backbone(nn.Module):
     ) -> mx.array:
         plain = input_embeddings is None and reset_positions is None and not self.training
         if plain and cache is not None and suits(inputs, cache):
-            return self._token_step(inputs, cache)
+            return self._token_step(self, inputs, cache)
         x = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
         mask = create_ssm_mask(x, cache[0]) if cache else None
         return self.blocks(x, mask, cache, initial_states, reset_positions)

@@ -8,6 +8,7 @@ elementwise, and hands over the rest together.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,31 +32,49 @@ class TokenStep:
     It follows weights that are changed, and modules that are replaced by others of other shapes.
     Numbers that are no arrays, such as a temperature, are those of the first token.
 
+    It does not hold the model: a model that holds it ends when nobody else refers to it.
+
     Args:
         forward: the pass as it is without compilation.
-        model: its first argument, a module or a tree of modules and arrays. It is not changed,
-            so that other threads may read it or decode with it while a token is compiled.
     """
 
-    def __init__(self, forward: Forward, model: Any):
+    def __init__(self, forward: Forward):
+        traced = threading.local()
+
         def step(weights: Any, tokens: mx.array, entries: Sequence[list[Any]], mask):
             made = []
             for arrays in entries:
                 made.append(ArraysCache(size=len(arrays)))
                 made[-1].cache = arrays
-            outputs = forward(_with_arrays(model, weights), tokens, made, mask)
+            model = _with_arrays(traced.model, weights)
+            outputs = forward(model, tokens, made, mask)
             return outputs, [cache.cache for cache in made]
 
-        self._model = model
+        self._forward = forward
+        self._traced = traced
         self._step = compiled(step)
 
-    def __call__(self, tokens: mx.array, cache: Sequence[ArraysCache]) -> Any:
-        """What `forward` gives for tokens (B, 1); the caches are updated.
+    def __reduce__(self):
+        # what is compiled is neither copied nor saved
+        return TokenStep, (self._forward,)
+
+    def __call__(self, model: Any, tokens: mx.array, cache: Sequence[ArraysCache]) -> Any:
+        """What `forward` gives for a model and tokens (B, 1); the caches are updated.
 
         The references to the old arrays are gone on return, so that they may be written in place.
+
+        Args:
+            model: a module, or a tree of modules and arrays. It is not changed, so that other
+                threads may read it or decode with it while a token is compiled.
+            tokens: (B, 1).
+            cache: of all layers.
         """
         entries, mask = [c.cache for c in cache], cache[0].make_mask(1)
-        outputs, made = self._step(self._model, tokens, entries, mask)
+        self._traced.model = model
+        try:
+            outputs, made = self._step(model, tokens, entries, mask)
+        finally:
+            del self._traced.model
         for layer_cache, arrays in zip(cache, made, strict=True):
             layer_cache.cache = arrays
             layer_cache.advance(1)

@@ -459,8 +459,8 @@ MUTANTS = [
         partial(laws.token_step_is_the_forward_pass, batch=3, left_padding=[0, 14, 13]),
         "token_step",
         "TokenStep.__call__",
-        "self._step(self._model, tokens, entries, mask)",
-        "self._step(self._model, tokens, entries, None)",
+        "self._step(model, tokens, entries, mask)",
+        "self._step(model, tokens, entries, None)",
     ),
     Mutant(
         "law 3",

@@ -2,7 +2,7 @@
 
 C tokens touch at most C k of the m rows. Each chunk gathers those that it touches into S = C k
 slots; on them it is the chunk of the dense scan (`fm_mlx.ops.scan`), and then they are written
-back. Nothing of m numbers a token exists.
+back. Of m numbers a token there are only the router's scores.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from fm_mlx.ops.routing import SparseRouting
 from fm_mlx.ops.scan import read_chunks, split_into_chunks, writes_of_chunks
 from fm_mlx.ops.step import Write, written
 from fm_mlx.support.arrays import with_vjp
+
+# Groups of chunks, each of which gathers its rows together; a group of many has as many groups.
+_GROUPS = 4
 
 
 def sparse_memory_scan(
@@ -78,10 +81,6 @@ def sparse_scan_is_faster(num_rows: int, num_active: int) -> bool:
 def sparse_chunk_size(num_active: int) -> int:
     """C: work grows with the slots of a chunk, and with the number of chunks."""
     return MAX_CHUNK if num_active <= 2 else MAX_CHUNK // 2
-
-
-# Groups of chunks that gather their rows together, and groups of groups.
-_GROUPS = 4
 
 
 class _Slots(NamedTuple):

@@ -80,7 +80,7 @@ def parts(model: Model, tokens: int) -> list[Part]:
     def as_in_the_model(part):
         # the head comes behind the compiled token
         if part.name != "head" and suits(hidden[..., 0], caches):
-            return partial(TokenStep(part.run, held), hidden, caches)
+            return partial(TokenStep(part.run), held, hidden, caches)
         return partial(part.run, held, hidden, caches, None)
 
     wide, narrow = hidden.nbytes, values.nbytes

@@ -8,7 +8,7 @@ import laws
 import mlx.core as mx
 import numpy as np
 import pytest
-from cases import EXTREMES, REAL, close, extreme, routed, tiny_model, tokens
+from cases import EXTREMES, FORMS, REAL, close, extreme, routed, tiny_model, tokens
 from sparse_scan_law import (
     few_values,
     gradients_of_many_groups,
@@ -37,6 +37,12 @@ class TestScan:
     @pytest.mark.parametrize("kind", EXTREMES)
     def test_extreme_write_weights(self, kind):
         sparse_scan_is_the_loop(REAL, extreme(kind, (2, 100, 3, 4)), 3)
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_forms_of_a_chunk(self, form):
+        """The kernels too, as the simulator runs them."""
+        with REAL.form(form):
+            sparse_scan_is_the_loop(REAL, routed((2, 40, 12, 4), 2), 2)
 
     def test_groups_of_groups(self):
         many_groups(REAL)

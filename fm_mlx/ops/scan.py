@@ -132,5 +132,10 @@ def _check(theta, phi, values, state, mask, chunk_size, reset_positions, reset_s
     allowed = [(rows, values.shape[-1]), (batch, rows, values.shape[-1])]
     if reset_state is not None and reset_state.shape not in allowed:
         raise ValueError(f"reset_state has shape {reset_state.shape}; allowed are {allowed}")
+    check_chunk_size(chunk_size)
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Raise a ValueError unless chunks of so many tokens can be scanned; None is any."""
     if chunk_size is not None and not 1 <= chunk_size <= MAX_CHUNK:
         raise ValueError(f"chunk_size is {chunk_size}; allowed are 1 to {MAX_CHUNK}")

@@ -13,7 +13,12 @@ import mlx.core as mx
 
 from fm_mlx.metal_kernels.chunk_scan import MAX_CHUNK
 from fm_mlx.ops.routing import SparseRouting
-from fm_mlx.ops.scan import read_chunks, split_into_chunks, writes_of_chunks
+from fm_mlx.ops.scan import (
+    check_chunk_size,
+    read_chunks,
+    split_into_chunks,
+    writes_of_chunks,
+)
 from fm_mlx.ops.step import Write, written
 from fm_mlx.support.arrays import with_vjp
 
@@ -53,8 +58,7 @@ def sparse_memory_scan(
     """
     indices, theta, phi = routing
     batch, length, active = indices.shape
-    if chunk_size is not None and not 1 <= chunk_size <= MAX_CHUNK:
-        raise ValueError(f"chunk_size is {chunk_size}; allowed are 1 to {MAX_CHUNK}")
+    check_chunk_size(chunk_size)
     chunk = min(chunk_size or sparse_chunk_size(active), length)
     theta, phi, v = (split_into_chunks(x, chunk, mask) for x in (theta, phi, values))
     padding = (0, theta.shape[1] * chunk - length)

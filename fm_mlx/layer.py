@@ -145,7 +145,9 @@ class FactorizationMemory(nn.Module):
             theta, phi = routing
             if theta_is_seen:
                 cache.watch(theta, values, state)
-            if reset_positions is not None:
+            if values.shape[1] == 1 and reset_positions is None:
+                y, state = ops.memory_step(theta, phi, values, state, mask, eps=self.eps)
+            else:
                 y, state = ops.memory_scan(
                     theta,
                     phi,
@@ -156,9 +158,6 @@ class FactorizationMemory(nn.Module):
                     reset_positions=reset_positions,
                     reset_state=initial_state,
                 )
-            else:
-                recurrence = ops.memory_step if values.shape[1] == 1 else ops.memory_scan
-                y, state = recurrence(theta, phi, values, state, mask, eps=self.eps)
         if cache is not None:
             caches.set_state(cache, state, self.num_active_states)
         return y

@@ -685,9 +685,9 @@ MUTANTS = [
         laws.bf16_decode_does_not_drift,
         "layer",
         "FactorizationMemory._on_whole_state",
-        "recurrence(theta, phi, values, state, mask, eps=self.eps)",
+        "ops.memory_step(theta, phi, values, state, mask, eps=self.eps)",
         "(lambda y, last: (y, last.astype(values.dtype)))"
-        "(*recurrence(theta, phi, values, state, mask, eps=self.eps))",
+        "(*ops.memory_step(theta, phi, values, state, mask, eps=self.eps))",
     ),
     Mutant(
         "law 10",

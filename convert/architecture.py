@@ -8,15 +8,17 @@ from difflib import get_close_matches
 from typing import Any
 
 from fm_mlx.convert.key_map import KeyMap, Weight
+from fm_mlx.layer import LINEAR
 from fm_mlx.model import MODEL_TYPE, ModelArgs, shown
 from fm_mlx.weights import TELLING, layer_numbers, sizes_told_by, weight_shapes
 
-# What no shape tells, with the option that gives it.
+# What no shape tells, with the option that gives it. The router is the paper's if nothing is said.
 UNSEEN = {
     "num_active_states": "--num-active-states",
     "affinity_temperature": "--affinity-temperature",
     "rms_norm_eps": "--rms-norm-eps",
     "memory_norm_eps": "--memory-norm-eps",
+    "router": "--router",
 }
 
 
@@ -34,15 +36,16 @@ def model_args(
     Raises:
         ValueError: if something is missing or makes no sense.
     """
-    told = sizes_told_by({name: weight.shape for name, weight in weights.items()})
+    unseen = {"router": LINEAR} | {key: config[key] for key in UNSEEN if key in config}
+    unseen |= {key: value for key, value in given.items() if value is not None}
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    told = sizes_told_by(shapes, unseen["router"])
     notes = [
         f"config.json says {key} = {shown(config[key])}; the weights say {value!r}"
         for key, value in told.items()
         if key in config and config[key] != value
     ]
     ours = config.get("model_type") == MODEL_TYPE
-    unseen = {key: config[key] for key in UNSEEN if key in config}
-    unseen |= {key: value for key, value in given.items() if value is not None}
     missing = [option for key, option in UNSEEN.items() if key not in unseen]
     # a config of ours may leave out what the paper chose; another one says nothing by that
     if missing and not ours:

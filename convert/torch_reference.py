@@ -5,7 +5,7 @@ Effendi, Cai, 2025, arXiv:2511.00315, equations 4-13) and not from the MLX code,
 error would have to be made twice to go unseen. It trains, on any device of PyTorch.
 
     paper      here
-    W_alpha    memory.w_alpha    scores of the m rows
+    W_alpha    memory.w_alpha    scores of the m rows, or of two halves
     w_eta      memory.w_eta      update rate
     w_mu       memory.w_mu       merge rate
     W_i, W_o   memory.w_in, memory.w_out
@@ -19,6 +19,7 @@ The weights may have any float dtype; routing, recurrence and norms are float32 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,14 +42,29 @@ class Config:
     num_memory_states: int
     num_active_states: int
     affinity_temperature: float = 1.0
+    router: str = "linear"
     rms_norm_eps: float = 1e-6
     memory_norm_eps: float = 1e-6
     tie_word_embeddings: bool = True
+
+    @property
+    def product_keys(self) -> bool:
+        """Whether the scores of the m rows are sums of those of two halves."""
+        return self.router == "product"
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """x in float32, or in float64 if it has that already."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def product_scores(halves: Tensor) -> Tensor:
+    """(..., 2 n) -> (..., n * n): the sum of every score of one half with every one of the other.
+
+    Product keys (arXiv:1907.05242), which are not the paper's.
+    """
+    first, second = halves.chunk(2, dim=-1)
+    return (first.unsqueeze(-1) + second.unsqueeze(-2)).flatten(-2)
 
 
 def affinity(scores: Tensor, num_active: int, temperature: float) -> Tensor:
@@ -143,7 +159,8 @@ class FactorizationMemory(nn.Module):
         hidden, width, rows = config.hidden_size, config.memory_size, config.num_memory_states
         self.config = config
         self.w_in = nn.Linear(hidden, width, bias=False)
-        self.w_alpha = nn.Linear(hidden, rows, bias=False)
+        scores = 2 * math.isqrt(rows) if config.product_keys else rows
+        self.w_alpha = nn.Linear(hidden, scores, bias=False)
         self.w_eta = nn.Linear(hidden, 1, bias=False)
         self.w_mu = nn.Linear(hidden, 1, bias=False)
         self.w_out = nn.Linear(width, hidden, bias=False)
@@ -155,9 +172,10 @@ class FactorizationMemory(nn.Module):
         def routed(linear: nn.Linear) -> Tensor:
             return F.linear(wide, linear.weight.to(wide.dtype))
 
-        alpha = affinity(
-            routed(self.w_alpha), config.num_active_states, config.affinity_temperature
-        )
+        scores = routed(self.w_alpha)
+        if config.product_keys:
+            scores = product_scores(scores)
+        alpha = affinity(scores, config.num_active_states, config.affinity_temperature)
         write = torch.sigmoid(routed(self.w_eta)) * alpha
         merge = torch.sigmoid(routed(self.w_mu)) * alpha
         values = at_least_float32(self.w_in(x))

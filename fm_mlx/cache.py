@@ -163,16 +163,18 @@ def step(
     mask: mx.array | None,
     temperature: float,
     eps: float,
+    product_keys: bool = False,
 ) -> mx.array:
     """One token on a cache for which `takes_rows` holds; y (B, 1, d).
 
     Args:
         cache: updated.
-        scores: of the rows and the rates, from the router; (B, 1, m + 2).
+        scores: of the rows and the rates, from the router; (B, 1, n + 2).
         values: (B, 1, d).
         mask: (B, 1) bool or None.
         temperature: tau.
         eps: added to the mean square of a row.
+        product_keys: whether the scores are those of two halves (`ops.route`).
     """
     ahead, behind, *waiting = cast(list[mx.array], cache.cache)
     # the graph must hold the only reference to the buffer that it writes
@@ -186,6 +188,7 @@ def step(
         mask,
         temperature=temperature,
         eps=eps,
+        product_keys=product_keys,
     )
     cache.cache = [behind, state, *older, *newer]
     return y

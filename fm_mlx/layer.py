@@ -16,20 +16,26 @@ from fm_mlx.ops import DenseRouting, SparseRouting
 Routing = DenseRouting | SparseRouting | mx.array
 
 
+# Where the logits of the rows come from, the values of `router` in config.json: weights of every
+# row, or sums of two halves.
+LINEAR, PRODUCT = "linear", "product"
+
+
 class Router(nn.Module):
     """Scores of the m rows, update rate and merge rate of each token, in float32.
 
-    ``weight`` (m + 2, hidden) holds W_alpha, then w_eta, then w_mu. A raw weight without
+    ``weight`` (n + 2, hidden) holds W_alpha, then w_eta, then w_mu. There are n = m logits, or
+    those of two halves, n = 2 sqrt(m) (`ops.route`). A raw weight without
     ``to_quantized``: quantisers and LoRA, which look for linear layers, leave it alone.
     """
 
-    def __init__(self, hidden_size: int, num_memory_states: int):
+    def __init__(self, hidden_size: int, num_logits: int):
         super().__init__()
         scale = 1 / math.sqrt(hidden_size)
-        self.weight = mx.random.uniform(-scale, scale, (num_memory_states + 2, hidden_size))
+        self.weight = mx.random.uniform(-scale, scale, (num_logits + 2, hidden_size))
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(..., hidden) -> (..., m + 2) float32: m logits, then both rates before the sigmoid."""
+        """(..., hidden) -> (..., n + 2) float32: n logits, then both rates before the sigmoid."""
         return x.astype(mx.float32) @ self.weight.T
 
 
@@ -46,6 +52,8 @@ class FactorizationMemory(nn.Module):
         num_active_states: k, the rows that a token touches; k = m is the dense layer.
         affinity_temperature: tau, by which the routing logits are divided.
         eps: added to the mean square of a row before its root.
+        router: "linear", or "product", with which m is a square: where the logits of the rows
+            come from.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class FactorizationMemory(nn.Module):
         num_active_states: int,
         affinity_temperature: float = 1.0,
         eps: float = 1e-6,
+        router: str = LINEAR,
     ):
         super().__init__()
         self.memory_size = memory_size
@@ -64,7 +73,9 @@ class FactorizationMemory(nn.Module):
         self.affinity_temperature = affinity_temperature
         self.eps = eps
         self.in_proj = nn.Linear(hidden_size, memory_size, bias=False)
-        self.router = Router(hidden_size, num_memory_states)
+        self.product_keys = router == PRODUCT
+        num_logits = ops.num_logits(num_memory_states, self.product_keys)
+        self.router = Router(hidden_size, num_logits)
         self.out_proj = nn.Linear(memory_size, hidden_size, bias=False)
 
     def __call__(
@@ -98,7 +109,7 @@ class FactorizationMemory(nn.Module):
 
         Returns:
             theta and phi of all rows, or of the active ones if there are many rows and several
-            tokens. If one token meets a cache of two buffers, the router's scores (B, 1, m + 2):
+            tokens. If one token meets a cache of two buffers, the router's scores (B, 1, n + 2):
             there the recurrence chooses the active rows itself.
         """
         scores = self.router(x)
@@ -107,7 +118,7 @@ class FactorizationMemory(nn.Module):
             return scores
         sizes = self.num_memory_states, self.num_active_states
         route = ops.route_dense if one_token or not ops.sparse_scan_is_faster(*sizes) else ops.route
-        return route(scores, self.num_active_states, self.affinity_temperature)
+        return route(scores, self.num_active_states, self.affinity_temperature, self.product_keys)
 
     def recurrence(
         self,
@@ -121,7 +132,15 @@ class FactorizationMemory(nn.Module):
         """Write the values (B, T, d) as `route` says, and read: y (B, T, d)."""
         if isinstance(routing, mx.array):
             assert cache is not None  # only a cache of two buffers takes scores
-            y = caches.step(cache, routing, values, mask, self.affinity_temperature, self.eps)
+            y = caches.step(
+                cache,
+                routing,
+                values,
+                mask,
+                self.affinity_temperature,
+                self.eps,
+                self.product_keys,
+            )
         else:
             y = self._on_whole_state(routing, values, mask, cache, initial_state, reset_positions)
         if cache is not None:

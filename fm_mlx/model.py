@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,7 +16,7 @@ from mlx_lm.models.cache import ArraysCache
 from fm_mlx import cache as caches
 from fm_mlx import initial_memory, ops
 from fm_mlx.initial_memory import InitialMemory
-from fm_mlx.layer import FactorizationMemory
+from fm_mlx.layer import LINEAR, PRODUCT, FactorizationMemory
 from fm_mlx.metal_kernels.launch import on_cpu
 from fm_mlx.mlp import MLP
 from fm_mlx.precision import may_be_quantised, stays_float32
@@ -48,6 +49,10 @@ class ModelArgs(BaseModelArgs):
         num_active_states: The number k of rows that a token writes and reads; a quarter of m if
             absent. k = m is the dense model.
         affinity_temperature: The temperature tau, by which the routing logits are divided.
+        router: Where the logits of the rows come from. "linear", the paper's: each row has its
+            own weights. "product": sqrt(m) weights in each of two halves, whose sums are the
+            logits of the m rows (product keys, arXiv:1907.05242), so that the cost of choosing
+            among m rows is that of 2 sqrt(m).
         rms_norm_eps: Added to the mean square in the norms of the residual stream.
         memory_norm_eps: Added to the mean square in the row norm inside the memory.
         tie_word_embeddings: Whether the head is the embedding.
@@ -66,6 +71,7 @@ class ModelArgs(BaseModelArgs):
     num_memory_states: int = 64
     num_active_states: int = cast(int, None)
     affinity_temperature: float = 1.0
+    router: str = LINEAR
     rms_norm_eps: float = 1e-6
     memory_norm_eps: float = 1e-6
     tie_word_embeddings: bool = True
@@ -93,11 +99,28 @@ class ModelArgs(BaseModelArgs):
                 raise ValueError(
                     f"{key} is {shown(value)}; allowed are numbers from {least:g} to {most:g}"
                 )
+        if self.router not in (LINEAR, PRODUCT):
+            raise ValueError(
+                f"router is {shown(self.router)}; allowed are {LINEAR!r} and {PRODUCT!r}"
+            )
+        if (
+            self.router == PRODUCT
+            and math.isqrt(self.num_memory_states) ** 2 != self.num_memory_states
+        ):
+            raise ValueError(
+                f"num_memory_states is {self.num_memory_states}; with router {PRODUCT!r} "
+                "allowed are the squares of integers"
+            )
         if not isinstance(self.tie_word_embeddings, bool):
             raise ValueError(
                 f"tie_word_embeddings is {shown(self.tie_word_embeddings)}; "
                 "allowed are true and false"
             )
+
+    @property
+    def num_logits(self) -> int:
+        """The routing logits of a layer: m, or those of the two halves of product keys."""
+        return ops.num_logits(self.num_memory_states, self.router == PRODUCT)
 
     def _check_integer(self, key: str, most: int = _LARGEST, why: str = "") -> None:
         value = getattr(self, key)
@@ -165,6 +188,7 @@ class Block(nn.Module):
             args.num_active_states,
             args.affinity_temperature,
             args.memory_norm_eps,
+            args.router,
         )
         self.mlp_norm = RMSNorm(args.hidden_size, eps=args.rms_norm_eps)
         self.mlp = MLP(args.hidden_size, args.intermediate_size)

@@ -16,6 +16,7 @@ Glossary
     temperature       tau         scalar        softness of the routing
     num_active        k           scalar        rows a token touches
     affinity          alpha_t     (T, m)        memory affinity: softmax(W_alpha x_t / tau)
+    product_keys                                weights of two halves instead of m rows
     gamma             gamma_t     (T, m)        mask of the k rows of largest affinity
     update_rate       eta_t       (T, 1)        sigmoid(w_eta . x_t)
     merge_rate        mu_t        (T, 1)        sigmoid(w_mu . x_t)
@@ -50,6 +51,21 @@ def sigmoid(x: Array) -> Array:
 def rms(x: Array, eps: float) -> Array:
     """Root mean square over the last axis, which is kept with length 1."""
     return np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
+def product_logits(halves: Array) -> Array:
+    """The logits of m = n * n rows, row i n + j that of i in the first half and of j in the second.
+
+    Not the paper's: product keys (Lample et al., 2019, arXiv:1907.05242).
+
+    Args:
+        halves: (T, 2 n).
+
+    Returns:
+        (T, n * n).
+    """
+    first, second = np.split(halves, 2, axis=-1)
+    return (first[:, :, None] + second[:, None, :]).reshape(len(halves), -1)
 
 
 def affinity(logits: Array, num_active: int, temperature: float = 1.0) -> Array:
@@ -100,22 +116,26 @@ def memory_layer(
     temperature: float = 1.0,
     state: Array | None = None,
     eps: float = 1e-6,
+    product_keys: bool = False,
 ) -> tuple[Array, Array]:
     """One Factorization Memory layer.
 
     Args:
         x: (T, hidden).
-        weights: ``in_proj`` (d, hidden), ``router`` (m + 2, hidden), ``out_proj`` (hidden, d).
+        weights: ``in_proj`` (d, hidden), ``router`` (m + 2, hidden), ``out_proj`` (hidden, d);
+            with product keys ``router`` is (2 sqrt(m) + 2, hidden).
         num_active: k.
         temperature: tau.
         state: h_0, (m, d); zeros if None.
         eps: added to the mean square in the row norm.
+        product_keys: whether the logits of the rows are sums (`product_logits`).
 
     Returns:
         The layer's output (T, hidden), and the last state (m, d).
     """
     routing = x @ weights["router"].T
-    alpha = affinity(routing[:, :-2], num_active, temperature)
+    logits = product_logits(routing[:, :-2]) if product_keys else routing[:, :-2]
+    alpha = affinity(logits, num_active, temperature)
     update_rate = sigmoid(routing[:, -2:-1])
     merge_rate = sigmoid(routing[:, -1:])
     values = x @ weights["in_proj"].T
@@ -160,6 +180,7 @@ def language_model(
             config["affinity_temperature"],
             None if states is None else states[i],
             config["memory_norm_eps"],
+            config.get("router") == "product",
         )
         last_states.append(state)
         x = x + read

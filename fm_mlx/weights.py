@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from fm_mlx.layer import LINEAR, PRODUCT
 from fm_mlx.model import Model, ModelArgs
 from fm_mlx.support.arrays import named_arrays
 from fm_mlx.support.random_state import preserved
@@ -37,11 +38,15 @@ def layer_numbers(names: Iterable[str]) -> set[int]:
     return {int(found[1]) for name in names if (found := _LAYER.match(name))}
 
 
-def sizes_told_by(shapes: Mapping[str, Shape]) -> dict[str, int | bool]:
+def sizes_told_by(shapes: Mapping[str, Shape], router: str = LINEAR) -> dict[str, int | bool]:
     """The keys of config.json that the shapes of weights give away, as far as they do.
 
     Holds for quantised weights as well: it looks only at rows, and at weights that are never
     quantised.
+
+    Args:
+        shapes: of the weights, by name.
+        router: that of the config, which no shape tells.
 
     Raises:
         ValueError: if there are weights of a layer, and none of one before it.
@@ -56,14 +61,17 @@ def sizes_told_by(shapes: Mapping[str, Shape]) -> dict[str, int | bool]:
     if gap is not None:
         raise ValueError(f"there are weights of layer {max(layers)} and none of layer {gap}")
     first = "model.layers.0."
-    router = f"{first}memory.router.weight"
-    rows = size(router, 0)
+    weights_of_router = f"{first}memory.router.weight"
+    scores = size(weights_of_router, 0)
+    rows = None if scores is None else scores - 2
+    if rows is not None and router == PRODUCT:
+        rows = (rows // 2) ** 2
     told = {
         "vocab_size": size(EMBEDDING, 0),
-        "hidden_size": size(router, 1),
+        "hidden_size": size(weights_of_router, 1),
         "num_hidden_layers": len(layers) or None,
         "memory_size": size(f"{first}memory.in_proj.weight", 0),
-        "num_memory_states": None if rows is None else rows - 2,
+        "num_memory_states": rows,
         "intermediate_size": size(f"{first}mlp.gate_proj.weight", 0),
         "tie_word_embeddings": HEAD not in shapes,
     }
@@ -80,7 +88,7 @@ def check_sizes(shapes: Mapping[str, Shape], args: ModelArgs) -> None:
     """
     if missing := [name for name in TELLING if name not in shapes]:
         raise ValueError(f"there is no {missing[0]} among the {len(shapes)} weights")
-    told = sizes_told_by(shapes)
+    told = sizes_told_by(shapes, args.router)
     # the head of a tied model may be there: it is left out
     told.pop("tie_word_embeddings")
     for key, value in told.items():

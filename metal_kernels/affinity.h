@@ -30,17 +30,15 @@ inline uint kth_largest(thread const uint* key, int num_active) {
   return threshold;
 }
 
-// alpha of this lane's rows and which of them are active.
+// The logits of this lane's rows, which of them are active, and the largest logit of all rows.
 template <int per_lane, typename Routing>
-inline void affinity(
+inline float active_rows(
     Routing logits,
-    thread float* alpha,
+    thread float* logit,
     thread bool* active,
     int num_rows,
     int num_active,
-    float temperature,
     uint lane) {
-  float logit[per_lane];
   uint key[per_lane];
   float largest = -INFINITY;
   UNROLL
@@ -58,13 +56,32 @@ inline void affinity(
     above += key[j] > threshold ? 1 : 0;
   }
   int equals_wanted = num_active - metal::simd_sum(above);
-  float total = 0.0f;
   UNROLL
   for (int j = 0; j < per_lane; ++j) {
     const int equal = key[j] == threshold ? 1 : 0;
     const int equals_before = metal::simd_prefix_exclusive_sum(equal);
     active[j] = key[j] > threshold || (equal == 1 && equals_before < equals_wanted);
     equals_wanted -= metal::simd_sum(equal);
+  }
+  return largest;
+}
+
+// alpha of this lane's rows and which of them are active.
+template <int per_lane, typename Routing>
+inline void affinity(
+    Routing logits,
+    thread float* alpha,
+    thread bool* active,
+    int num_rows,
+    int num_active,
+    float temperature,
+    uint lane) {
+  float logit[per_lane];
+  const float largest =
+      active_rows<per_lane>(logits, logit, active, num_rows, num_active, lane);
+  float total = 0.0f;
+  UNROLL
+  for (int j = 0; j < per_lane; ++j) {
     alpha[j] = active[j] ? metal::exp((logit[j] - largest) / temperature) : 0.0f;
     total += alpha[j];
   }

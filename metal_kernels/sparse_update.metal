@@ -1,8 +1,9 @@
 // One token on the k rows it is most affine to (reference op: sparse_update in
 // fm_mlx/ops/step.py):
 //
-//   scores (B, m + 2), value (B, d) of type T, state (B, m, d), and what the last token wrote,
-//   which the state has: the last k of last_indices (B, n) and last_rows (B, n, d)
+//   scores (B, m + 2), or (B, 2 sqrt(m) + 2) with product keys, value (B, d) of type T,
+//   state (B, m, d), and what the last token wrote, which the state has: the last k of
+//   last_indices (B, n) and last_rows (B, n, d)
 //   -> theta, phi (B, k) of the active rows, h = (1 - theta) h + theta v,
 //      y (B, d) = sum_i phi_i h_i / rms(h_i),
 //      and what both tokens wrote, indices (B, 2k) and rows (B, 2k, d), this one's at the end: a
@@ -18,33 +19,94 @@
 
 constant constexpr int ROWS = 8;
 
-// The k active rows of a token, rising, and their weights.
-template <int per_lane, typename Scores>
+// Where each active row of this lane stands among all active ones, which rise from lane to lane
+// and then by LANES.
+template <int per_lane>
+inline void slots_of_active(thread const bool* active, thread int* slot) {
+  int before = 0;
+  UNROLL
+  for (int j = 0; j < per_lane; ++j) {
+    slot[j] = before + metal::simd_prefix_exclusive_sum(active[j] ? 1 : 0);
+    before += metal::simd_sum(active[j] ? 1 : 0);
+  }
+}
+
+// Every row by its own logit.
+template <typename Scores>
+struct OwnLogits {
+  Scores logits;
+  float operator[](int candidate) const {
+    return float(logits[candidate]);
+  }
+  int row(int candidate) const {
+    return candidate;
+  }
+};
+
+// The rows i n + j, rising, whose i and j are among the best `kept` of their halves of n logits.
+template <typename Scores>
+struct ProductKeys {
+  Scores logits;
+  threadgroup const int* best;  // kept numbers of the first half, then as many of the second
+  int half_length;
+  int kept;
+  float operator[](int candidate) const {
+    return float(logits[best[candidate / kept]]) +
+        float(logits[half_length + best[kept + candidate % kept]]);
+  }
+  int row(int candidate) const {
+    return best[candidate / kept] * half_length + best[kept + candidate % kept];
+  }
+};
+
+// The k active rows among the candidates, rising, and their weights.
+template <int per_lane, typename Candidates, typename Rates>
 inline void choose_rows(
-    Scores scores,
+    Candidates candidates,
+    Rates rates,
     device int* indices,
     device float* theta,
     device float* phi,
-    int num_rows,
+    int count,
     int num_active,
     float temperature,
     uint lane) {
   float alpha[per_lane];
   bool active[per_lane];
-  affinity<per_lane>(scores, alpha, active, num_rows, num_active, temperature, lane);
-  const float update_rate = sigmoid(float(scores[num_rows]));
-  const float merge_rate = sigmoid(float(scores[num_rows + 1]));
-  int written = 0;
+  int slot[per_lane];
+  affinity<per_lane>(candidates, alpha, active, count, num_active, temperature, lane);
+  slots_of_active<per_lane>(active, slot);
+  const float update_rate = sigmoid(float(rates[0]));
+  const float merge_rate = sigmoid(float(rates[1]));
   UNROLL
   for (int j = 0; j < per_lane; ++j) {
-    const int slot = written + metal::simd_prefix_exclusive_sum(active[j] ? 1 : 0);
     if (active[j]) {
-      indices[slot] = lane + j * LANES;
-      theta[slot] = update_rate * alpha[j];
-      phi[slot] = merge_rate * alpha[j];
+      indices[slot[j]] = candidates.row(lane + j * LANES);
+      theta[slot[j]] = update_rate * alpha[j];
+      phi[slot[j]] = merge_rate * alpha[j];
     }
-    written += metal::simd_sum(active[j] ? 1 : 0);
   }
+}
+
+// The numbers of the best `kept` logits of each half, rising.
+template <int per_lane, typename Scores>
+inline void best_of_halves(
+    Scores logits, threadgroup int* best, int half_length, int kept, uint lane) {
+  float logit[per_lane];
+  bool active[per_lane];
+  int slot[per_lane];
+  for (int half_index = 0; half_index < 2; ++half_index) {
+    active_rows<per_lane>(
+        logits + half_index * half_length, logit, active, half_length, kept, lane);
+    slots_of_active<per_lane>(active, slot);
+    UNROLL
+    for (int j = 0; j < per_lane; ++j) {
+      if (active[j]) {
+        best[half_index * kept + slot[j]] = lane + j * LANES;
+      }
+    }
+  }
+  metal::simdgroup_barrier(metal::mem_flags::mem_threadgroup);
 }
 
 // Where a row stands among k rising ones, or k.
@@ -62,9 +124,12 @@ inline int position(int row, device const int* rising, int count) {
   return first < count && rising[first] == row ? first : count;
 }
 
-template <typename T, int per_thread, int per_lane, typename Scores, typename Value, typename State, typename Indices, typename Rows>
+// The candidates are those of this token; everything else is of the whole batch.
+template <typename T, int per_thread, int per_lane, typename Candidates, typename Rates, typename Value, typename State, typename Indices, typename Rows>
 inline void sparse_update(
-    Scores scores,
+    Candidates candidates,
+    Rates rates,
+    int num_candidates,
     Value value,
     State state,
     Indices last_indices,
@@ -88,7 +153,6 @@ inline void sparse_update(
     uint simdgroup,
     uint simdgroups,
     uint lane) {
-  scores += size_t(batch) * (num_rows + 2);
   value += size_t(batch) * width;
   state += size_t(batch) * num_rows * width;
   theta += size_t(batch) * num_active;
@@ -103,7 +167,8 @@ inline void sparse_update(
   device float* own_rows = rows + size_t(num_active) * width;
 
   if (simdgroup == 0) {
-    choose_rows<per_lane>(scores, own, theta, phi, num_rows, num_active, temperature, lane);
+    choose_rows<per_lane>(
+        candidates, rates, own, theta, phi, num_candidates, num_active, temperature, lane);
   }
   metal::threadgroup_barrier(metal::mem_flags::mem_device);
 

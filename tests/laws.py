@@ -538,12 +538,14 @@ def swiglu_is_mlx_lms(code: Code) -> float:
 BUFFERED = {"num_memory_states": 260, "memory_size": 160, "num_active_states": 3}
 
 
-def buffered_decode_is_the_dense(code: Code, length: int = 40, masked: bool = False) -> None:
+def buffered_decode_is_the_dense(
+    code: Code, length: int = 40, masked: bool = False, **config
+) -> None:
     """Prefill and decoding, in turns, on two buffers = the same on one state.
 
     Rows are chosen again within two steps and later: what waits must be found everywhere.
     """
-    model = tiny_model(code, **BUFFERED)
+    model = tiny_model(code, **BUFFERED | config)
     ids = tokens((2, length + 20))
     buffered, dense = model.make_cache(), [ArraysCache(size=1) for _ in model.layers]
     assert [len(layer.cache) for layer in buffered] == [6, 6]

@@ -22,6 +22,7 @@ from types import ModuleType
 import laws
 import mlx.core as mx
 import numpy as np
+import product_law
 import sparse_scan_law
 from cases import Code, routed
 from mlx_lm.convert import mixed_quant_predicate_builder
@@ -424,7 +425,7 @@ MUTANTS = [
             "_softmax(mx.take_along_axis(logits, indices, axis=-1), temperature)",
             "mx.take_along_axis(_softmax(logits, temperature), indices, axis=-1)",
         )
-        for function in ("_route", "_route_dense")
+        for function in ("_by_logits", "_route_dense")
     ),
     Mutant(
         "law 5",
@@ -477,8 +478,8 @@ MUTANTS = [
         laws.dense_is_sparse_with_all_rows,
         "layer",
         "FactorizationMemory.route",
-        "route(scores, self.num_active_states, self.affinity_temperature)",
-        "route(scores, self.num_active_states - 1, self.affinity_temperature)",
+        "route(scores, self.num_active_states, self.affinity_temperature, self.product_keys)",
+        "route(scores, self.num_active_states - 1, self.affinity_temperature, self.product_keys)",
     ),
     Mutant(
         "law 5",
@@ -575,7 +576,7 @@ MUTANTS = [
         "the sum of the k best is a constant",
         lambda code: laws.routing_gradient_is_the_affinitys(code, 2, 1.0),
         "ops.routing",
-        "_route",
+        "_by_logits",
         "_softmax(mx.take_along_axis(logits, indices, axis=-1), temperature)",
         "(lambda e: e / mx.stop_gradient(e.sum(axis=-1, keepdims=True)))"
         "(mx.exp(mx.take_along_axis(logits, indices, axis=-1) / temperature))",
@@ -588,6 +589,24 @@ MUTANTS = [
         "_swiglu_vjp",
         "sigmoid + silu * (1 - sigmoid)",
         "sigmoid",
+    ),
+    Mutant(
+        "product keys",
+        "the best of a half are not put in order",
+        lambda code: product_law.choice_is_that_among_all_rows(code, 40, 7),
+        "ops.routing",
+        "_route_by_product",
+        "mx.sort(best.astype(mx.int32), axis=-1)",
+        "best.astype(mx.int32)",
+    ),
+    Mutant(
+        "product keys",
+        "one row of a half is left out",
+        lambda code: product_law.choice_is_that_among_all_rows(code, 40, 7),
+        "ops.routing",
+        "_route_by_product",
+        "min(num_active, both // 2)",
+        "min(num_active - 1, both // 2)",
     ),
     Mutant(
         "law 7",
@@ -649,8 +668,8 @@ MUTANTS = [
         mixed_recipe,
         "layer",
         "FactorizationMemory.__init__",
-        "Router(hidden_size, num_memory_states)",
-        "nn.Linear(hidden_size, num_memory_states + 2, bias=False)",
+        "Router(hidden_size, num_logits)",
+        "nn.Linear(hidden_size, num_logits + 2, bias=False)",
     ),
     Mutant(
         "law 10",
@@ -658,8 +677,8 @@ MUTANTS = [
         laws.lora_leaves_the_router_alone,
         "layer",
         "FactorizationMemory.__init__",
-        "Router(hidden_size, num_memory_states)",
-        "nn.Linear(hidden_size, num_memory_states + 2, bias=False)",
+        "Router(hidden_size, num_logits)",
+        "nn.Linear(hidden_size, num_logits + 2, bias=False)",
     ),
     Mutant(
         "law 10",

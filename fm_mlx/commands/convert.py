@@ -16,6 +16,7 @@ from fm_mlx.convert import parity, writing
 from fm_mlx.convert.architecture import UNSEEN
 from fm_mlx.convert.key_map import read_key_map
 from fm_mlx.convert.source import Source, understand, write
+from fm_mlx.layer import LINEAR, PRODUCT
 from fm_mlx.loading import find_checkpoint, find_tokenizer
 from fm_mlx.model import Model, ModelArgs
 from fm_mlx.support.files import folder_at
@@ -37,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ema", action="store_true", help="take the moving average of the weights")
     parser.add_argument("--num-active-states", type=whole(1), metavar="K", help="k, active rows")
     parser.add_argument("--affinity-temperature", type=number(0), metavar="TAU", help="tau")
+    parser.add_argument(
+        "--router", choices=[LINEAR, PRODUCT],
+        help="whether the rows have weights of their own in the router, or product keys "
+        f"(default: what the config says, {LINEAR} if it says nothing)",
+    )  # fmt: skip
     parser.add_argument("--rms-norm-eps", type=number(0), metavar="EPS", help="of the norms")
     parser.add_argument("--memory-norm-eps", type=number(0), metavar="EPS", help="of the rows")
     parser.add_argument(
@@ -127,5 +133,5 @@ def _describe(args: ModelArgs) -> str:
         f"{parameters:,} parameters, {args.num_hidden_layers} layers, hidden {args.hidden_size}, "
         f"m {args.num_memory_states}, k {args.num_active_states}, d {args.memory_size}, "
         f"tau {args.affinity_temperature:g}, eps {args.rms_norm_eps:g} and "
-        f"{args.memory_norm_eps:g}"
+        f"{args.memory_norm_eps:g}" + (", product keys" if args.router == PRODUCT else "")
     )

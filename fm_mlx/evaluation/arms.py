@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from fm_mlx.layer import FactorizationMemory, Router
+from fm_mlx.layer import PRODUCT, FactorizationMemory
 from fm_mlx.model import Model, ModelArgs
 from fm_mlx.perf.bench import MAMBA2_CONFIG
 
@@ -75,6 +75,7 @@ def convolve(model: Model) -> Model:
             args.num_active_states,
             args.affinity_temperature,
             args.memory_norm_eps,
+            args.router,
         )
     return model
 
@@ -84,34 +85,9 @@ def fm_convolved(vocab_size: int, hidden_size: int, layers: int, **changes: Any)
     return convolve(fm(vocab_size, hidden_size, layers, **changes))
 
 
-class ProductRouter(Router):
-    """Scores of m = n * n rows that are sums of two of 2 n: row i n + j has a[i] + b[j].
-
-    The product keys of Lample et al., 2019 (arXiv:1907.05242): what a token learns of one row, n
-    others learn too.
-
-    Raises:
-        ValueError: m is no square.
-    """
-
-    def __init__(self, hidden_size: int, num_memory_states: int):
-        self.parts = math.isqrt(num_memory_states)
-        if self.parts**2 != num_memory_states:
-            raise ValueError(f"m is {num_memory_states}; product keys need the square of a number")
-        super().__init__(hidden_size, 2 * self.parts)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        first, second, rates = mx.split(super().__call__(x), [self.parts, 2 * self.parts], axis=-1)
-        rows = (first[..., :, None] + second[..., None, :]).flatten(-2)
-        return mx.concatenate([rows, rates], axis=-1)
-
-
 def fm_product(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> Model:
     """`fm_convolved` whose rows are chosen by product keys."""
-    model = fm_convolved(vocab_size, hidden_size, layers, **changes)
-    for block in model.layers:
-        block.memory.router = ProductRouter(hidden_size, model.args.num_memory_states)
-    return model
+    return fm_convolved(vocab_size, hidden_size, layers, router=PRODUCT, **changes)
 
 
 def llama(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> nn.Module:

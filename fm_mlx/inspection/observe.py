@@ -214,6 +214,7 @@ def _routed(block: Block, normed: mx.array) -> Routed:
         mx.concatenate([logits[..., :-2], full], axis=-1),
         memory.num_active_states,
         memory.affinity_temperature,
+        memory.product_keys,
     )
     rates = mx.sigmoid(logits[..., -2:])
     return Routed(routing.theta, rates[..., 0], rates[..., 1])

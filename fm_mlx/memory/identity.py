@@ -14,6 +14,7 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
+from fm_mlx.layer import LINEAR
 from fm_mlx.model import Model
 from fm_mlx.support.arrays import dtype_name, named_arrays
 
@@ -55,7 +56,10 @@ def identity_of(model: Model, tokenizer: Any = None) -> Identity:
     """The identity of a model and its tokenizer; the digests of all weights are computed."""
     weights = named_arrays(model.parameters())
     adapter = {name: weights.pop(name) for name in list(weights) if ".lora_" in name}
-    config = json.dumps(dataclasses.asdict(model.args), sort_keys=True)
+    arguments = dataclasses.asdict(model.args)
+    if arguments["router"] == LINEAR:  # memories of before there was another one stay valid
+        del arguments["router"]
+    config = json.dumps(arguments, sort_keys=True)
     sizes: Counter[str] = Counter()
     for weight in weights.values():
         sizes[dtype_name(weight.dtype)] += weight.size

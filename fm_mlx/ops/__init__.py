@@ -4,7 +4,7 @@ Everything here is differentiable, runs on any MLX device, and keeps the state i
 """
 
 from fm_mlx.ops.block import add_rms_norm, swiglu
-from fm_mlx.ops.routing import DenseRouting, SparseRouting, route, route_dense
+from fm_mlx.ops.routing import DenseRouting, SparseRouting, num_logits, route, route_dense
 from fm_mlx.ops.scan import memory_scan
 from fm_mlx.ops.sparse_scan import sparse_memory_scan, sparse_scan_is_faster
 from fm_mlx.ops.step import (
@@ -23,6 +23,7 @@ __all__ = [
     "buffered_memory_step",
     "memory_scan",
     "memory_step",
+    "num_logits",
     "route",
     "route_dense",
     "sparse_memory_scan",

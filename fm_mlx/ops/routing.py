@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -49,7 +50,22 @@ class DenseRouting(NamedTuple):
     phi: mx.array
 
 
-def route(routing: mx.array, num_active: int, temperature: float = 1.0) -> SparseRouting:
+def num_logits(num_rows: int, product_keys: bool) -> int:
+    """The logits that a router gives for m rows: m, or 2 sqrt(m) with product keys.
+
+    Raises:
+        ValueError: product keys are wanted for a number of rows that is no square.
+    """
+    if not product_keys:
+        return num_rows
+    if math.isqrt(num_rows) ** 2 != num_rows:
+        raise ValueError(f"there are {num_rows} rows; product keys need the square of an integer")
+    return 2 * math.isqrt(num_rows)
+
+
+def route(
+    routing: mx.array, num_active: int, temperature: float = 1.0, product_keys: bool = False
+) -> SparseRouting:
     """The k active rows of each token, with their write and merge weights.
 
     Softmax over all m rows, then top-k, then renormalise (the sparse affinity of
@@ -62,34 +78,54 @@ def route(routing: mx.array, num_active: int, temperature: float = 1.0) -> Spars
             w_eta . x and w_mu . x, whose sigmoids are the update and the merge rate.
         num_active: k, 1 <= k <= m. k = m is the dense layer.
         temperature: tau > 0; the logits are divided by it.
+        product_keys: whether there are 2 n logits for m = n * n rows: a of one half, then b of
+            the other. Row i n + j has the logit a[i] + b[j] (product keys, arXiv:1907.05242).
+            The active rows are the k best of those whose i and j are among the k best of their
+            halves. That they are the k best of all rows is certain where sums are exact; of
+            rows whose different sums round to the same number, others may be taken.
 
     Returns:
         indices (..., k) int32, in rising order, and theta and phi (..., k) float32.
 
     Raises:
-        ValueError: if k or tau is out of range.
+        ValueError: if k or tau is out of range, or the two halves are not equally long.
     """
-    _check(routing.shape[-1] - 2, num_active, temperature)
-    return SparseRouting(*_route(routing, num_active, temperature))
+    _check(_num_rows(routing, product_keys), num_active, temperature)
+    form = _route_by_product if product_keys else _route
+    return SparseRouting(*form(routing, num_active, temperature))
 
 
-def route_dense(routing: mx.array, num_active: int, temperature: float = 1.0) -> DenseRouting:
+def route_dense(
+    routing: mx.array, num_active: int, temperature: float = 1.0, product_keys: bool = False
+) -> DenseRouting:
     """`route` in dense form: theta and phi of all rows, 0 where a row is not active.
 
     Args:
-        routing, num_active, temperature: as in `route`.
+        routing, num_active, temperature, product_keys: as in `route`.
 
     Returns:
         theta and phi, (..., m) float32.
 
     Raises:
-        ValueError: if k or tau is out of range.
+        ValueError: as in `route`.
     """
-    _check(routing.shape[-1] - 2, num_active, temperature)
+    num_rows = _num_rows(routing, product_keys)
+    if product_keys:
+        return route(routing, num_active, temperature, True).on_all_rows(num_rows)
+    _check(num_rows, num_active, temperature)
     if not runs("route"):
         return DenseRouting(*_route_dense(routing, num_active, temperature))
     outputs = _kernel_form(num_active, temperature)(routing.reshape(-1, routing.shape[-1]))
     return DenseRouting(*(x.reshape(*routing.shape[:-1], x.shape[-1]) for x in outputs))
+
+
+def _num_rows(routing: mx.array, product_keys: bool) -> int:
+    logits = routing.shape[-1] - 2
+    if not product_keys:
+        return logits
+    if logits % 2:
+        raise ValueError(f"there are {logits} logits; product keys have two halves of equal length")
+    return (logits // 2) ** 2
 
 
 def _check(num_rows: int, num_active: int, temperature: float) -> None:
@@ -100,7 +136,10 @@ def _check(num_rows: int, num_active: int, temperature: float) -> None:
 
 
 def _route(routing, num_active, temperature):
-    logits, rates = _logits_and_rates(routing)
+    return _by_logits(*_logits_and_rates(routing), num_active, temperature)
+
+
+def _by_logits(logits, rates, num_active, temperature):
     num_rows = logits.shape[-1]
     if num_active == num_rows:
         indices = mx.broadcast_to(mx.arange(num_rows, dtype=mx.int32), logits.shape)
@@ -109,6 +148,24 @@ def _route(routing, num_active, temperature):
         indices = mx.sort(_active_rows(logits, num_active).astype(mx.int32), axis=-1)
         alpha = _softmax(mx.take_along_axis(logits, indices, axis=-1), temperature)
     return indices, rates[..., :1] * alpha, rates[..., 1:] * alpha
+
+
+def _route_by_product(routing, num_active, temperature):
+    """Of the k * k rows whose halves are among the k best, rising, the k best.
+
+    A row i n + j whose i is not among the k best of its half is none of the k best rows: each of
+    those k has, with the same j, a row that comes before it.
+    """
+    logits, rates = _logits_and_rates(routing)
+    *tokens, both = logits.shape
+    halves = logits.reshape(*tokens, 2, both // 2)
+    best = _active_rows(halves, min(num_active, both // 2))
+    best = mx.sort(best.astype(mx.int32), axis=-1)
+    parts = mx.take_along_axis(halves, best, axis=-1)
+    rows = (best[..., 0, :, None] * (both // 2) + best[..., 1, None, :]).flatten(-2)
+    sums = (parts[..., 0, :, None] + parts[..., 1, None, :]).flatten(-2)
+    chosen, theta, phi = _by_logits(sums, rates, num_active, temperature)
+    return mx.take_along_axis(rows, chosen, axis=-1), theta, phi
 
 
 def _route_dense(routing, num_active, temperature):

@@ -89,6 +89,7 @@ def buffered_memory_step(
     *,
     temperature: float = 1.0,
     eps: float = 1e-6,
+    product_keys: bool = False,
 ) -> tuple[mx.array, Write, Write, mx.array]:
     """Write one token to its k active rows, on a state that lacks the rows of the last two.
 
@@ -98,12 +99,14 @@ def buffered_memory_step(
     Args:
         older: the write of the token before the last, or that of both (`sparse_update`).
         newer: the write of the last token, to k rows in rising order.
-        scores: (B, 1, m + 2), from the router: m logits, then both rates before the sigmoid.
+        scores: (B, 1, n + 2), from the router: logits, then both rates before the sigmoid.
         values: v, (B, 1, d), any float dtype.
         state: h, (B, m, d) float32, without the last two tokens.
         mask: (B, 1) bool; where False the state stays and y is 0.
         temperature: tau.
         eps: added to the mean square of a row.
+        product_keys: whether there are n = 2 sqrt(m) logits, of two halves, instead of m
+            (`route`).
 
     Returns:
         The state with the last two tokens but not this one; what is `older` and `newer` for the
@@ -125,22 +128,23 @@ def buffered_memory_step(
             num_active=num_active,
             temperature=temperature,
             eps=eps,
+            product_keys=product_keys,
         )
         return state, both, last_rows(both, num_active), y
-    step = _compiled_buffered_step(temperature, eps)
+    step = _compiled_buffered_step(temperature, eps, product_keys)
     state, own, y = step(state, older, newer, scores, values, mask)
     return state, newer, Write(*own), y
 
 
 @cache
-def _compiled_buffered_step(temperature: float, eps: float):
+def _compiled_buffered_step(temperature: float, eps: float, product_keys: bool):
     """As one graph: on the CPU the time of a step is that of building it."""
 
     @compiled
     def step(state, older, newer, scores, values, mask):
         state = written(state, Write(*older), Write(*newer))
-        num_active = newer[0].shape[1]
-        own, y = _own_write(scores, values, state, mask, num_active, temperature, eps)
+        choice = newer[0].shape[1], temperature, product_keys
+        own, y = _own_write(scores, values, state, mask, choice, eps)
         return state, own, y
 
     return step
@@ -169,6 +173,7 @@ def sparse_update(
     num_active: int,
     temperature: float = 1.0,
     eps: float = 1e-6,
+    product_keys: bool = False,
 ) -> tuple[Write, mx.array]:
     """Choose k rows and write one token to them, in one launch that leaves the state as it is.
 
@@ -176,25 +181,25 @@ def sparse_update(
         last: a write that ends with that of the last token, which the state has, to k rows in
             rising order.
         num_active: k.
-        scores, values, mask, temperature, eps: as in `buffered_memory_step`.
+        scores, values, mask, temperature, eps, product_keys: as in `buffered_memory_step`.
         state: h, (B, m, d) float32.
 
     Returns:
         The write of the last token and this one together, n = 2k: the last token's rows as this
         one leaves them, then this one's. And y (B, 1, d) in the dtype of ``values``.
     """
+    choice = num_active, temperature, product_keys
     if not runs("sparse_update"):
-        return _sparse_update(last, scores, values, state, mask, num_active, temperature, eps)
+        return _sparse_update(last, scores, values, state, mask, choice, eps)
     optional = [] if mask is None else [mask]
-    indices, rows, y = _kernel_sparse_update(num_active, temperature, eps)(
-        *last, scores, values, state, *optional
-    )
+    indices, rows, y = _kernel_sparse_update(choice, eps)(*last, scores, values, state, *optional)
     return Write(indices, rows), y
 
 
-def _sparse_update(last, scores, values, state, mask, num_active, temperature, eps):
+def _sparse_update(last, scores, values, state, mask, choice, eps):
+    num_active = choice[0]
     last = last_rows(last, num_active)
-    own, y = _own_write(scores, values, state, mask, num_active, temperature, eps)
+    own, y = _own_write(scores, values, state, mask, choice, eps)
     # 1 + the place of a row among this token's, 0 for all others
     places = mx.zeros((len(state), state.shape[1]), mx.int32)
     of_own = mx.broadcast_to(mx.arange(1, num_active + 1, dtype=mx.int32), own.indices.shape)
@@ -206,8 +211,9 @@ def _sparse_update(last, scores, values, state, mask, num_active, temperature, e
     return Write(indices, mx.concatenate([rows, own.rows], axis=1)), y
 
 
-def _own_write(scores, values, state, mask, num_active, temperature, eps):
-    indices, theta, phi = route(scores, num_active, temperature)
+def _own_write(scores, values, state, mask, choice, eps):
+    """`choice` is what `route` takes beside the scores."""
+    indices, theta, phi = route(scores, *choice)
     theta, phi, values = _masked(mask, theta, phi, values)
     indices = indices.squeeze(1)
     rows, y = _update(indices, theta, phi, values, state, eps)
@@ -215,18 +221,18 @@ def _own_write(scores, values, state, mask, num_active, temperature, eps):
 
 
 @cache
-def _kernel_sparse_update(num_active: int, temperature: float, eps: float):
+def _kernel_sparse_update(choice: tuple[int, float, bool], eps: float):
     def kernel(indices, rows, scores, values, state, mask=None):
         mask = None if mask is None else mask.squeeze(1)
         scores, values = scores.squeeze(1), values.squeeze(1)
         indices, rows, y = kernels.sparse_update(
-            scores, values, state, indices, rows, mask, num_active, temperature, eps
+            scores, values, state, indices, rows, mask, *choice, eps
         )
         return indices, rows, y[:, None]
 
     def reference(indices, rows, scores, values, state, mask=None):
         last = Write(indices, rows)
-        write, y = _sparse_update(last, scores, values, state, mask, num_active, temperature, eps)
+        write, y = _sparse_update(last, scores, values, state, mask, choice, eps)
         return *write, y
 
     return differentiable(kernel, reference)

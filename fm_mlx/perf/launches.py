@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fm_mlx.cache import cache_entries
+from fm_mlx.layer import PRODUCT
 from fm_mlx.metal_kernels.add_rms_norm import add_rms_norm_cost
 from fm_mlx.metal_kernels.chunk_scan import chunk_scan_cost, chunk_scan_vjp_cost
 from fm_mlx.metal_kernels.cost import FLOAT_BYTES, Cost
@@ -59,9 +60,8 @@ def _buffered_memory(plan: Plan) -> dict[str, Cost]:
     """A layer's memory in two buffers: the active rows, and what waits to be written."""
     args, batch = plan.args, plan.batch
     active, width = args.num_active_states, args.memory_size
-    rows = args.num_memory_states
     return {
-        "sparse_update": sparse_update_cost(batch, rows, active, width, plan.item_bytes),
+        "sparse_update": sparse_update_cost(batch, args.num_logits, active, width, plan.item_bytes),
         "write of rows": write_work(batch, active, width),
     }
 
@@ -74,10 +74,13 @@ def _dense_memory(plan: Plan) -> dict[str, Cost]:
     """
     launches = 4 + (plan.item_bytes != FLOAT_BYTES)
     step = replace(update_work(plan.args, plan.batch, sparse=False), dispatches=launches)
-    return {
-        "route_dense": route_dense_cost(plan.batch, plan.args.num_memory_states),
-        "memory step": step,
-    }
+    return _route_dense(plan.args, plan.batch) | {"memory step": step}
+
+
+def _route_dense(args: ModelArgs, tokens: int) -> dict[str, Cost]:
+    """There is no kernel for product keys, whose rows the operations of MLX choose."""
+    rows = args.num_memory_states
+    return {} if args.router == PRODUCT else {"route_dense": route_dense_cost(tokens, rows)}
 
 
 def of_prompt(plan: Plan, tokens: int) -> list[Launches]:
@@ -87,7 +90,7 @@ def of_prompt(plan: Plan, tokens: int) -> list[Launches]:
     chunks, chunk, slots = chunks_of(args, tokens)
     kernels = {"chunk_scan": chunk_scan_cost(chunks, chunk, slots)}
     if slots == rows:  # where only the active rows are scanned, MLX's operations do the rest
-        kernels["route_dense"] = route_dense_cost(tokens, rows)
+        kernels |= _route_dense(args, tokens)
         kernels["state_pass"] = state_pass_cost(1, chunks, rows, width)
     return [
         *_products(plan, tokens, pieces),
@@ -111,7 +114,7 @@ def _products(plan: Plan, tokens: int, pieces: int) -> Iterator[Launches]:
     """The five products of all blocks; every piece reads the weights."""
     args = plan.args
     hidden, width, inner = args.hidden_size, args.memory_size, args.intermediate_size
-    scores = args.num_memory_states + 2
+    scores = args.num_logits + 2
     of_a_layer = {
         "W_i": (hidden, width),
         "router": (hidden, scores),

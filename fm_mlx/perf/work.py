@@ -19,8 +19,10 @@ def update_work(args: ModelArgs, batch: int, *, sparse: bool) -> Cost:
         sparse: the k active rows; otherwise all m rows are read and written.
     """
     if sparse:
-        rows, active, width = args.num_memory_states, args.num_active_states, args.memory_size
-        return sparse_update_cost(batch, rows, active, width) + write_work(batch, active, width)
+        active, width = args.num_active_states, args.memory_size
+        return sparse_update_cost(batch, args.num_logits, active, width) + write_work(
+            batch, active, width
+        )
     numbers = batch * args.num_memory_states * args.memory_size
     return Cost(2 * numbers * FLOAT_BYTES, 2 * numbers * FLOAT_BYTES, 7 * numbers)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -21,6 +21,7 @@ import fm_mlx
 from fm_mlx.commands import cli
 from fm_mlx.convert import parity
 from fm_mlx.convert.export import model_weights
+from fm_mlx.convert.torch_reference import LanguageModel
 from fm_mlx.loading import PRETRAINED
 
 GREEDY = 200
@@ -169,6 +170,22 @@ class TestFiles:
         assert status == 0
         assert "config.json says num_memory_states = 64; the weights say 10" in out
         assert loaded(folder).args.hidden_size == CONFIG.hidden_size
+
+
+@pytest.mark.parametrize("config_says", [True, False])
+def test_product_keys(source, convert, config_says):
+    """No shape tells them: the config does, or an option."""
+    torch.manual_seed(0)
+    args = replace(CONFIG, router="product", num_memory_states=25)
+    model = LanguageModel(args)
+    config = {"model_type": "factorization_memory", **asdict(args)}
+    path = source(model.state_dict(), config if config_says else {})
+    options = [] if config_says else [*UNSEEN, "--router", "product"]
+    *result, folder = convert(path, *options)
+    agrees(*result, folder)
+    got = loaded(folder)
+    assert (got.args.router, got.args.num_memory_states) == ("product", 25)
+    assert got.layers[0].memory.router.weight.shape == (12, CONFIG.hidden_size)
 
 
 def wrapped(trained, prefix: str) -> dict:

@@ -12,7 +12,7 @@ import oracles
 from cases import close, routed, same_bits
 from oracles import EPS
 
-from fm_mlx import ops
+from fm_mlx import ops, reference
 from fm_mlx.metal_kernels import add_rms_norm as norm_kernels
 from fm_mlx.metal_kernels import chunk_scan as chunk_kernels
 from fm_mlx.metal_kernels import route as route_kernels
@@ -82,11 +82,14 @@ def sparse_update(
     mask: list[bool] | None = None,
     seed: int = 0,
     temperature: float = 0.5,
+    product_keys: bool = False,
 ) -> float:
     """The kernel sparse_update on (B, m, d). A masked token's value and scores are NaN."""
     batch, rows, width = shape
     rng = np.random.default_rng(seed)
-    scores = logits_with_ties(batch, rows, seed)
+    scores = logits_with_ties(batch, ops.num_logits(rows, product_keys), seed)
+    if product_keys:  # sums that float32 holds: a stable sort of them is what is wanted
+        scores = np.round(scores * 64) / 64
     value = rng.normal(size=(batch, width))
     state = rng.normal(size=shape).astype(np.float32)
     last = some_rows(rng, batch, rows, num_active)
@@ -103,6 +106,7 @@ def sparse_update(
         None if mask is None else mx.array(mask),
         num_active,
         temperature,
+        product_keys,
         EPS,
     )
     assert (indices.dtype, written.dtype, y.dtype) == (mx.int32, mx.float32, dtype)
@@ -110,7 +114,11 @@ def sparse_update(
     older, own = np.split(np.array(indices), 2, axis=1)
     older_rows, own_rows = np.split(np.array(written), 2, axis=1)
     same_bits(older, last, "rows of the last token")
-    wanted, *weights = oracles.route(np.where(real[:, None], plain(s), 0), num_active, temperature)
+    of_rows = np.where(real[:, None], plain(s), 0)
+    if product_keys:
+        logits = reference.product_logits(of_rows[:, :-2])
+        of_rows = np.concatenate([logits, of_rows[:, -2:]], axis=1)
+    wanted, *weights = oracles.route(of_rows, num_active, temperature)
     same_bits(own[real], wanted[real].astype(np.int32), "rows of the token")
     weights = [np.take_along_axis(weight, own, -1) for weight in weights]
     for b in range(batch):

@@ -161,6 +161,14 @@ def many_rows_update() -> None:
     checks.sparse_update((1, 70, 33), 40)
 
 
+def product_update() -> None:
+    checks.sparse_update((2, 1600, 33), 6, product_keys=True)
+
+
+def masked_product_update() -> None:
+    checks.sparse_update((3, 25, 33), 6, mask=[True, False, True], product_keys=True)
+
+
 def masked_update() -> None:
     checks.sparse_update((3, 20, 70), 11, mask=[True, False, True])
 
@@ -265,8 +273,36 @@ MUTANTS = [
         "sparse_update",
         "slots start anew for every 32 rows",
         many_rows_update,
-        "written += metal::simd_sum(active[j] ? 1 : 0);",
+        "before += metal::simd_sum(active[j] ? 1 : 0);",
         "",
+    ),
+    Mutant(
+        "sparse_update_product",
+        "dropped barrier: the halves are read before they are chosen",
+        product_update,
+        "metal::simdgroup_barrier(metal::mem_flags::mem_threadgroup);",
+        "",
+    ),
+    Mutant(
+        "sparse_update_product",
+        "the second half is the first",
+        product_update,
+        "logits + half_index * half_length",
+        "logits",
+    ),
+    Mutant(
+        "sparse_update_product",
+        "off-by-one tail: a row is numbered as if a half were one shorter",
+        product_update,
+        "* half_length + best[kept",
+        "* (half_length - 1) + best[kept",
+    ),
+    Mutant(
+        "sparse_update_product_masked",
+        "missing mask",
+        masked_product_update,
+        "mask[batch]",
+        "true",
     ),
     Mutant(
         "sparse_update",

@@ -53,6 +53,18 @@ def test_sparse_update(schedule, dtype, rows):
 
 
 @dtypes
+@pytest.mark.parametrize("half", [1, 2, 3, 8, 33])
+def test_sparse_update_by_product_keys(schedule, dtype, half):
+    """m = 1 to 1,089; more active rows than a half has, too."""
+    masks = cycle([None, [True, False, True], [True] * 3])
+    for num_active in sorted({1, 2, half, half + 1, 2 * half} & {*range(1, half * half + 1)}):
+        if num_active**2 > 1100:
+            continue
+        shape = (3, half * half, 33)
+        checks.sparse_update(shape, num_active, dtype, next(masks), half, product_keys=True)
+
+
+@dtypes
 def test_add_rms_norm(schedule, dtype):
     for tokens, hidden in product((1, 3), (1, 31, 33, 256, 1030)):
         checks.add_rms_norm(tokens, hidden, dtype)

@@ -33,7 +33,7 @@ def update(rows: int, num_active: int, width: int, dtype=mx.float32) -> dict[str
     scores = mx.arange(rows + 2)[None].astype(mx.float32)  # the last rows are chosen
     last = mx.arange(num_active, dtype=mx.int32)[None], mx.zeros((1, num_active, width))
     value, state = mx.zeros((1, width), dtype), mx.zeros((1, rows, width))
-    sparse_update(scores, value, state, *last, None, num_active, 1.0, EPS)
+    sparse_update(scores, value, state, *last, None, num_active, 1.0, False, EPS)
     return moved(KERNELS["sparse_update"])
 
 

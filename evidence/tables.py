@@ -32,6 +32,35 @@ def batches(results: dict[str, Any]) -> Rows:
     return rows
 
 
+def many_rows(results: dict[str, Any]) -> Rows:
+    """What the number of rows costs (docs/performance.md)."""
+    lines = results["microseconds a token"]
+    few = {line["k"]: line for line in lines if (line["router"], line["m"]) == ("linear", 64)}
+    rows = [["router", "m", "k", "decode, ms", "of it router", "beside it", "prompt, us"]]
+    rows[0] += ["of it router", "beside it"]
+    for line in lines:
+        cells = [line["router"], _whole(line["m"]), str(line["k"])]
+        for what, unit in (("decode", 1000), ("prompt", 1)):
+            router = f"{what}, router"
+            rest, of_few = (x[what] - x[router] for x in (line, few[line["k"]]))
+            digits = ".2f" if unit > 1 else ",.0f"
+            cells += [f"{line[name] / unit:{digits}}" for name in (what, router)]
+            cells.append(f"{rest / of_few:.2f}x")
+        rows.append(cells)
+    return rows
+
+
+def steps(results: dict[str, Any]) -> Rows:
+    """A token on all rows, on the active ones, and in two buffers (docs/performance.md)."""
+    forms = ("all rows", "active rows", "two buffers")
+    rows = [["texts", "m", *forms, "taken with one state"]]
+    for line in results["microseconds a layer and text"]:
+        if (line["d"], line["k"]) == (256, 8):
+            cells = [str(line["texts"]), str(line["m"]), *(_whole(line[form]) for form in forms)]
+            rows.append([*cells, line["rule"]])
+    return rows
+
+
 def questions(results: dict[str, Any]) -> Rows:
     """Files of memories and prompt caches (docs/memories.md)."""
     names = {
@@ -90,7 +119,8 @@ def speculative(results: dict[str, Any]) -> Rows:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
-    table.__name__: table for table in (batches, questions, second_turn, speculative)
+    table.__name__: table
+    for table in (batches, many_rows, questions, second_turn, speculative, steps)
 }
 
 

@@ -29,9 +29,9 @@ from fm_mlx.ops.step import written
 AHEAD, BEHIND, OLDER_INDICES, OLDER_ROWS, NEWER_INDICES, NEWER_ROWS = range(6)
 _ENTRIES = 6
 
-# Numbers of a state beyond which the two buffers pay. Measured within a model on the CPU
-# backend, d = 256, k = 8: the dense form adds 54, 74 and 87 us to a layer's token at m = 128,
-# 192 and 256, this one 61 at any m.
+# Numbers of a state beyond which the two buffers pay. By evidence/steps.py, on the CPU: for eight
+# texts or more from some 40,000 on, for one, where a state is copied in less time than it takes to
+# write to the rows of two tokens, from some 150,000.
 _LARGEST_DENSE = 40_000
 
 

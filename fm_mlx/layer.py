@@ -10,6 +10,7 @@ from mlx_lm.models.cache import ArraysCache
 
 from fm_mlx import cache as caches
 from fm_mlx import ops
+from fm_mlx.metal_kernels.launch import on_cpu
 from fm_mlx.ops import DenseRouting, SparseRouting
 
 # What `FactorizationMemory.route` says of the tokens; an array holds the router's scores.
@@ -108,16 +109,20 @@ class FactorizationMemory(nn.Module):
         """Choose the rows that the tokens x (B, T, hidden) touch, and how strongly.
 
         Returns:
-            theta and phi of all rows, or of the active ones if there are many rows and several
-            tokens. If one token meets a cache of two buffers, the router's scores (B, 1, n + 2):
-            there the recurrence chooses the active rows itself.
+            theta and phi of all rows, or of the active ones where the recurrence is faster on
+            these alone. If one token meets a cache of two buffers, the router's scores
+            (B, 1, n + 2): there the recurrence chooses the active rows itself.
         """
         scores = self.router(x)
         one_token = x.shape[1] == 1
         if one_token and caches.takes_rows(cache, batch=len(x)):
             return scores
         sizes = self.num_memory_states, self.num_active_states
-        route = ops.route_dense if one_token or not ops.sparse_scan_is_faster(*sizes) else ops.route
+        if one_token:
+            is_sparse = on_cpu() and ops.sparse_step_is_faster(len(x), *sizes, self.memory_size)
+        else:
+            is_sparse = ops.sparse_scan_is_faster(*sizes)
+        route = ops.route if is_sparse else ops.route_dense
         return route(scores, self.num_active_states, self.affinity_temperature, self.product_keys)
 
     def recurrence(
@@ -159,7 +164,10 @@ class FactorizationMemory(nn.Module):
         if isinstance(routing, SparseRouting) and (theta_is_seen or reset_positions is not None):
             routing = routing.on_all_rows(self.num_memory_states)
         if isinstance(routing, SparseRouting):
-            y, state = ops.sparse_memory_scan(routing, values, state, mask, eps=self.eps)
+            if values.shape[1] == 1:
+                y, state = ops.sparse_memory_step(*routing, values, state, mask, eps=self.eps)
+            else:
+                y, state = ops.sparse_memory_scan(routing, values, state, mask, eps=self.eps)
         else:
             theta, phi = routing
             if theta_is_seen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from unittest.mock import patch
 
 import mlx.core as mx
 import numpy as np
@@ -15,6 +16,7 @@ from mlx_lm.generate import batch_generate, generate_step
 from mlx_lm.models.cache import ArraysCache, load_prompt_cache, save_prompt_cache
 
 from fm_mlx import cache as caches
+from fm_mlx import ops
 from fm_mlx.metal_kernels import launch, simulator
 
 
@@ -224,3 +226,41 @@ class TestInPlace:
 )
 def test_form_goes_by_shape(shape, entries):
     assert caches.cache_entries(*shape) == entries
+
+
+class TestActiveRowsOfOneState:
+    """Where texts are many, or a few of many rows active, a token touches these alone."""
+
+    def decode(self, masked: bool, count: int = 20):
+        """Logits and states of four texts."""
+        model = tiny_model(REAL, num_memory_states=400, num_active_states=3)
+        ids = tokens((4, count))
+        cache = model.make_cache()
+        assert [len(layer.cache) for layer in cache] == [1, 1]
+        for layer in cache if masked else ():
+            layer.prepare(lengths=[count, 7, count, 3])
+        logits = [model(ids[:, t : t + 1], cache) for t in range(count)]
+        return mx.concatenate(logits, axis=1), [layer[0] for layer in cache]
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_is_the_step_on_all_rows(self, masked):
+        with patch.object(ops, "sparse_memory_step", side_effect=ops.sparse_memory_step) as step:
+            got, states = self.decode(masked)
+        assert step.called
+        with patch.object(ops, "sparse_step_is_faster", return_value=False):
+            wanted, of_all = self.decode(masked)
+        close(got, wanted, LOGITS_TOLERANCE, "logits")
+        for a, b in zip(states, of_all, strict=True):
+            close(a, b, LOGITS_TOLERANCE, "state")
+
+    @pytest.mark.parametrize(
+        ("sizes", "faster"),
+        [
+            ((1, 64, 8, 256), False),  # one text, few rows
+            ((8, 64, 8, 256), True),
+            ((1, 128, 8, 256), True),
+            ((32, 64, 16, 256), False),  # a quarter of the rows, as many texts as there may be
+        ],
+    )
+    def test_rule(self, sizes, faster):
+        assert ops.sparse_step_is_faster(*sizes) == faster

@@ -12,6 +12,7 @@ from fm_mlx.ops.step import (
     buffered_memory_step,
     memory_step,
     sparse_memory_step,
+    sparse_step_is_faster,
     sparse_update,
 )
 
@@ -29,6 +30,7 @@ __all__ = [
     "sparse_memory_scan",
     "sparse_memory_step",
     "sparse_scan_is_faster",
+    "sparse_step_is_faster",
     "sparse_update",
     "swiglu",
 ]

@@ -1,8 +1,8 @@
-"""Many texts at once: tokens per second of 1 to 32 rows, beside a llama and a mamba2 of equal size.
+"""Many texts at once: tokens per second of 1 to 128, beside a llama and a mamba2 of equal size.
 
     python evidence/batches.py
 
-All arms go on from a prompt of 512 tokens in mlx-lm's batch generator; FM's rows each from a
+All arms go on from a prompt of 128 tokens in mlx-lm's batch generator; FM's rows each from a
 memory of their own as well. They take turns in one process; figures are medians.
 """
 
@@ -21,8 +21,8 @@ from fm_mlx.memory.states import cache_from
 from fm_mlx.perf.bench import build_arms
 from fm_mlx.perf.timing import medians_in_turns
 
-ROWS = (1, 4, 16, 32)
-PROMPT = 512
+ROWS = (1, 8, 32, 128)
+PROMPT = 128
 TOKENS = 48
 MEMORY = "fm with memories"
 

@@ -135,12 +135,12 @@ def chunk_scan_cost(chunks: int, tokens: int, rows: int) -> Cost:
 
 
 def chunk_scan_vjp_cost(chunks: int, tokens: int, rows: int) -> Cost:
-    """The cost of `chunk_scan_vjp`, which reads theta and the projection twice."""
+    """The cost of `chunk_scan_vjp`, which reads the projection twice."""
     per_row = 7 * tokens * rows + 2 * rows
     square = tokens * tokens
     upper = tokens * (tokens - 1) // 2
     return Cost(
-        FLOAT_BYTES * chunks * (per_row + 2 * tokens * rows + 3 * square - 2 * upper),
+        FLOAT_BYTES * chunks * (per_row + tokens * rows + 3 * square - 2 * upper),
         FLOAT_BYTES * chunks * (per_row + 3 * square),
         chunks * rows * tokens * (20 * tokens + 40),
         threadgroup_bytes=2 * (1 + _VJP_GROUPS) * LANES * LANES * FLOAT_BYTES,

@@ -101,24 +101,25 @@ inline void chunk_scan_vjp(
     float d_norm = 0.0f;
     for (int t = tokens - 1; t >= 0; --t) {
       const int item = t * rows + row;
-      const float write_t = exists ? theta[item] : 0.0f;
       const float merge = exists ? phi[item] : 0.0f;
       const float seen = exists ? projection[item] : 0.0f;
       const float d_read_t = exists ? d_read[item] : 0.0f;
-      const float keep = 1.0f - write_t;
       threadgroup const float* gram_t = causal_gram + t * LANES;
       threadgroup const float* d_inside_t = causal_d_inside + t * LANES;
 
-      // the state of the recurrence before token t
+      // theta_t, and the state of the recurrence before token t
+      float write_t = 0.0f;
       float before = 1.0f;
       float inner = 0.0f;
       UNROLL
       for (int s = LANES - 1; s >= 0; --s) {
+        write_t = s == t ? write[s] : write_t;
         weight[s] = s < t ? write[s] * before : 0.0f;
         before *= s < t ? 1.0f - write[s] : 1.0f;
         inner += weight[s] * gram_t[s];
       }
       inner += before * seen;
+      const float keep = 1.0f - write_t;
       const float norm_before = t > 0 ? norm_of[(t - 1) * LANES + lane] : start_norm;
       const float norm_now = norm_of[t * LANES + lane];
       const float root = inverse_rms(metal::max(norm_now, 0.0f), width, eps);

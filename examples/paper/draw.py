@@ -11,6 +11,7 @@ from pathlib import Path
 
 import runs
 import tables
+from recall import DENSE_SHARE
 
 from fm_mlx.support.figures import new_figure, save
 
@@ -120,7 +121,9 @@ def recall() -> None:
     settings = ("64:16", "256:64", "1024:120")
     panels = figure.subplots(1, len(settings), sharey=True)
     grown = [
-        line for line in lines if line["arm"] == "fm_convolved" and float(line["dense share"]) > 0
+        line
+        for line in lines
+        if line["arm"] == "fm_convolved" and float(line["dense share"]) == DENSE_SHARE
     ]
     rows = sorted({int(line["m"]) for line in grown})
     for axes, setting in zip(panels, settings, strict=True):

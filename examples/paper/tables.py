@@ -105,6 +105,7 @@ def recall() -> Iterator[list[str]]:
             float(line["dense share"]) > 0,
             int(line["m"]),
             int(line["k"]),
+            float(line["dense share"]),
             len(line["trained on"]),
         ),
     ):

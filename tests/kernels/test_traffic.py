@@ -72,7 +72,7 @@ def test_chunk_scan_reads_once_and_writes_once(rows):
 
 
 def test_chunk_scan_vjp_reads_little_twice():
-    """The norms are computed anew: theta and P are read twice, the rest once."""
+    """The norms are computed anew: P is read twice, the rest once."""
     tokens, count, rows, width = 32, 2, 64, 16
     inputs, _, _ = chunks((1, count, tokens, rows, width), 8)
     d_read, d_inside = mx.zeros(inputs[0].shape), mx.zeros(inputs[2].shape)
@@ -80,7 +80,7 @@ def test_chunk_scan_vjp_reads_little_twice():
     got = sum(moved(KERNELS["chunk_scan_vjp"]).values())
     least = 4 * count * (7 * tokens * rows + 3 * tokens * tokens + 2 * rows)
     print(f"{got} bytes, {got / least:.3f} of the least")
-    assert got <= 1.5 * least
+    assert got <= 1.1 * least
 
 
 def test_none_loads_the_state_for_every_token():

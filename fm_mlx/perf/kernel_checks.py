@@ -49,6 +49,8 @@ def checks() -> Iterator[Check]:
     for batch, m, k, d, dtype in [(1, 64, 8, 2048, mx.bfloat16), (3, 300, 70, 200, mx.float32)]:
         yield _sparse_update(batch, m, k, d, dtype, masked=False)
     yield _sparse_update(3, 64, 8, 256, mx.float16, masked=True)
+    for masked in (False, True):
+        yield _sparse_update(3, 4096, 8, 256, mx.float32, masked, product_keys=True)
     for tokens, hidden, dtype in [(1, 2048, mx.bfloat16), (3, 250, mx.float32)]:
         yield _add_rms_norm(tokens, hidden, dtype)
     for shape in [(1, 16, 64, 32), (2, 5, 33, 50)]:
@@ -66,13 +68,16 @@ def _route(tokens: int, m: int, k: int, dtype: mx.Dtype) -> Check:
     return Check("route", case, lambda: list(ops.route_dense(routing, k, 0.5)), work)
 
 
-def _scores(tokens: int, m: int) -> mx.array:
+def _scores(tokens: int, logits: int) -> mx.array:
     mx.random.seed(0)
-    return 3 * mx.random.normal((tokens, m + 2))
+    return 3 * mx.random.normal((tokens, logits + 2))
 
 
-def _sparse_update(batch: int, m: int, k: int, d: int, dtype: mx.Dtype, masked: bool) -> Check:
-    scores = _scores(batch, m)[:, None]
+def _sparse_update(
+    batch: int, m: int, k: int, d: int, dtype: mx.Dtype, masked: bool, product_keys: bool = False
+) -> Check:
+    logits = ops.num_logits(m, product_keys)
+    scores = _scores(batch, logits)[:, None]
     value = mx.random.normal((batch, 1, d)).astype(dtype)
     state = mx.random.normal((batch, m, d))
     mask = mx.arange(batch)[:, None] > 0 if masked else None
@@ -82,11 +87,15 @@ def _sparse_update(batch: int, m: int, k: int, d: int, dtype: mx.Dtype, masked: 
     mx.eval(scores, value, state, mask, last)
 
     def run():
-        write, y = ops.sparse_update(last, scores, value, state, mask, num_active=k, eps=_EPS)
+        write, y = ops.sparse_update(
+            last, scores, value, state, mask, num_active=k, eps=_EPS, product_keys=product_keys
+        )
         return [*write, y]
 
-    case = f"{batch} x {m} x {d}, k {k}, {dtype_name(dtype)}" + (", masked" if masked else "")
-    return Check("sparse_update", case, run, sparse_update_cost(batch, m, k, d, dtype.size), dtype)
+    case = f"{batch} x {m} x {d}, k {k}, {dtype_name(dtype)}"
+    case += ", product keys" * product_keys + ", masked" * masked
+    work = sparse_update_cost(batch, logits, k, d, dtype.size)
+    return Check("sparse_update", case, run, work, dtype)
 
 
 def _add_rms_norm(tokens: int, hidden: int, dtype: mx.Dtype) -> Check:

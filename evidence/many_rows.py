@@ -9,6 +9,7 @@ figures are medians. What the product of the router alone takes stands beside th
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 
 import mlx.core as mx
@@ -67,7 +68,7 @@ def build(config: dict) -> Model:
     return model
 
 
-def runs_of(model: Model):
+def runs_of(model: Model) -> dict[str, Callable[[], float]]:
     """Seconds of a token, decoded and of a prompt, and of the product of the router in each."""
     prompt = mx.random.randint(0, model.args.vocab_size, (1, PROMPT))
     wide = mx.random.normal((1, PROMPT, model.args.hidden_size))
@@ -81,7 +82,7 @@ def runs_of(model: Model):
     def route(x: mx.array) -> None:
         mx.eval([x @ weight.T for weight in weights])
 
-    def seconds_a_token(run, tokens: int) -> float:
+    def seconds_a_token(run: Callable[[], None], tokens: int) -> float:
         return seconds_of(run) / tokens
 
     return {

@@ -17,13 +17,15 @@ from fm_mlx import ops
 from fm_mlx.layer import FactorizationMemory
 from fm_mlx.memory.identity import identity_of
 from fm_mlx.metal_kernels import launch
+from fm_mlx.metal_kernels.catalogue import KERNELS
 from fm_mlx.model import ModelArgs
 
 PRODUCT = dict(router="product")
 FEW = PRODUCT | dict(num_memory_states=9, num_active_states=4)
-# scanned on the active rows; decoded on two buffers
+# scanned on the active rows
 MANY = PRODUCT | dict(num_memory_states=400, num_active_states=3)
-BUFFERED = PRODUCT | dict(num_memory_states=256)
+# decoded on two buffers
+BUFFERED = laws.BUFFERED | PRODUCT | dict(num_memory_states=256)
 
 
 class TestChoice:
@@ -92,18 +94,23 @@ def test_decoding_on_two_buffers(masked):
     laws.buffered_decode_is_the_dense(REAL, masked=masked, **BUFFERED)
 
 
-@pytest.mark.parametrize("config", [FEW, BUFFERED], ids=["one state", "two buffers"])
-def test_decoding_by_the_kernels(config):
+@pytest.mark.parametrize(
+    ("config", "launches"), [(FEW, 0), (BUFFERED, 12)], ids=["one state", "two buffers"]
+)
+def test_decoding_by_the_kernels(config, launches):
     """The simulator decodes as the CPU does, to the rounding of two orders of sums."""
     model = tiny_model(REAL, **config)
     ids = tokens((2, 12))
     caches = model.make_cache(), model.make_cache()
+    before = KERNELS["sparse_update_product"].launches
     for piece in (ids[:, :6], *mx.split(ids[:, 6:], 6, axis=1)):
         wanted = model(piece, caches[0])
         with launch.using("simulator"):
             got = model(piece, caches[1])
             mx.eval(got)
         close(got, wanted, laws.LOGITS_TOLERANCE, "logits")
+    # six tokens of two layers
+    assert KERNELS["sparse_update_product"].launches == before + launches
 
 
 def test_a_million_rows_are_chosen_from_two_thousand_logits():

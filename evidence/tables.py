@@ -50,6 +50,16 @@ def many_rows(results: dict[str, Any]) -> Rows:
     return rows
 
 
+def simulator_speed(results: dict[str, Any]) -> Rows:
+    """How fast the simulator of Metal kernels is (docs/simulator-findings.md)."""
+    first, *ways = [name for name in results["rates"][0] if name not in ("what", "unit")]
+    rows = [["a second", first, *ways]]
+    for line in results["rates"]:
+        rate = f"{line[first]:,.0f}" if not line["unit"] else f"{line[first]:.1f} {line['unit']}"
+        rows.append([line["what"], rate, *(f"{line[way] / line[first]:.2f}x" for way in ways)])
+    return rows
+
+
 def steps(results: dict[str, Any]) -> Rows:
     """A token on all rows, on the active ones, and in two buffers (docs/performance.md)."""
     forms = ("all rows", "active rows", "two buffers")
@@ -120,7 +130,9 @@ def speculative(results: dict[str, Any]) -> Rows:
 
 TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
     table.__name__: table
-    for table in (batches, many_rows, questions, second_turn, speculative, steps)
+    for table in (
+        *(batches, many_rows, questions, second_turn, simulator_speed, speculative, steps),
+    )
 }
 
 

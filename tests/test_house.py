@@ -62,7 +62,8 @@ def imported(name: str, path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                base = "fm_mlx." + ".".join(filter(None, [package, base]))
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join(filter(None, ["fm_mlx", *above, base]))
             if base == "fm_mlx" or base.startswith("fm_mlx."):
                 base = base.removeprefix("fm_mlx").lstrip(".")
                 for alias in node.names:

@@ -2,24 +2,26 @@
 
 `metal_kernel` takes the arguments of `mx.fast.metal_kernel`; what it gives is called like
 MLX's kernels, and afterwards its ``report`` has the findings and the memory traffic.
+
+The names are imported when first used: pytest imports this package in every run for its plugin.
 """
 
-from .compiler import (
-    CompileError,
-    SimulatorUnavailable,
-    unavailable,
-)
-from .kernel import (
-    FATAL,
-    KINDS,
-    Kernel,
-    SimulationError,
-    metal_kernel,
-    options,
-    redirected,
-)
-from .lint import lint
-from .report import Buffer, Finding, Report, Traffic
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .build.compiler import CompileError, SimulatorUnavailable, unavailable
+    from .debugging import trace
+    from .kernel import Kernel, SimulationError, metal_kernel
+    from .kinds import FATAL, KINDS
+    from .language.linter import lint
+    from .listeners import listen
+    from .mac.redirection import redirected
+    from .pictures import draw_traffic
+    from .report import Buffer, Finding, Note, Report, Traffic
+    from .settings import options
 
 __all__ = [
     "FATAL",
@@ -28,13 +30,42 @@ __all__ = [
     "CompileError",
     "Finding",
     "Kernel",
+    "Note",
     "Report",
     "SimulationError",
     "SimulatorUnavailable",
     "Traffic",
+    "draw_traffic",
     "lint",
+    "listen",
     "metal_kernel",
     "options",
     "redirected",
+    "trace",
     "unavailable",
 ]
+
+_HOME = {
+    **dict.fromkeys(("CompileError", "SimulatorUnavailable", "unavailable"), "build.compiler"),
+    **dict.fromkeys(("Kernel", "SimulationError", "metal_kernel"), "kernel"),
+    **dict.fromkeys(("FATAL", "KINDS"), "kinds"),
+    **dict.fromkeys(("Buffer", "Finding", "Note", "Report", "Traffic"), "report"),
+    "draw_traffic": "pictures",
+    "lint": "language.linter",
+    "listen": "listeners",
+    "options": "settings",
+    "redirected": "mac.redirection",
+    "trace": "debugging",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import functools
-import math
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
-from . import disk_cache, native
-from .arrays import as_mlx, filled, from_bytes, host_array
-from .compiler import Library, find_compiler, kernel_library
-from .lint import NOT_METAL, lint
+from .build import disk_cache
+from .build.compiler import CompileError, Library, find_compiler, kernel_library
+from .build.instrument import Mode
+from .execution import checks, schedules
+from .execution.arrays import HostArray, as_mlx
+from .execution.launch import Launch, hosts
+from .kinds import COMPILE_ERROR, NOT_METAL
+from .language.linter import fast_math_lint, lint
+from .language.source import KernelSource, read_source
+from .language.translate import translate
+from .listeners import tell
+from .mac import transforms
+from .mac.mlx_calls import MlxKernel, Trace, definition_of, mlx_kernel, trace
 from .report import Finding, Report
-from .source import KernelSource, generated_source, read_source
-from .translate import translate
+from .settings import current
 
-# All kinds of findings: the runtime's and the lint's.
-KINDS = frozenset({*native.KINDS, NOT_METAL})
-
-# Those that raise unless told otherwise: not the ones that hardware handles as one hopes.
-FATAL = KINDS - {"race-same-value", "simd-lockstep", "simd-partial", "simd-divergent"}
-
-_MOST_THREADS = 1024
-_STACK_BYTES = 64 * 1024
-
-# The runtime has one launch at a time.
-_lock = threading.Lock()
+# How many calls of a kernel with other shapes or dtypes it remembers.
+_MOST_LAUNCHES = 1024
 
 
 class SimulationError(RuntimeError):
@@ -43,78 +37,30 @@ class SimulationError(RuntimeError):
         self.report = report
 
 
-@dataclass(frozen=True)
-class Options:
-    """How kernels are executed; see `options`."""
-
-    order: str = "forward"
-    seed: int = 0
-    reduce_order: str = "ascending"
-    fatal: frozenset[str] = FATAL
-    yield_at_memory: bool = False
-    flush_denormals: bool = False
-    timeout: float = 60.0
-
-
-_DEFAULTS = Options()
-_options: ContextVar[Options] = ContextVar("options", default=_DEFAULTS)
-
-
-@contextmanager
-def options(**changes: Any) -> Iterator[None]:
-    """Change how kernels are executed inside a ``with`` block.
-
-    Args:
-        order: "forward" (default), "reverse" or "random": of the threadgroups, the
-            SIMD-groups of each and their lanes between two synchronisations.
-        seed: the seed of the random order.
-        reduce_order: the order of simd_sum and its like: "ascending" (default) or "descending"
-            butterfly, or "sequential".
-        fatal: kinds of findings that raise `SimulationError`; FATAL by default, () for none.
-        yield_at_memory: in random order, switch threads at loads and stores as well.
-        flush_denormals: treat denormal numbers as 0.
-        timeout: seconds for a launch.
-
-    Raises:
-        ValueError: if a value is not one of those.
-    """
-    token = _options.set(_checked(replace(_options.get(), **_with_kinds(changes))))
-    try:
-        yield
-    finally:
-        _options.reset(token)
-
-
-def _with_kinds(changes: dict[str, Any]) -> dict[str, Any]:
-    if "fatal" in changes:
-        kinds = frozenset(changes["fatal"])
-        if unknown := kinds - KINDS:
-            raise ValueError(f"no such kind of finding: {', '.join(sorted(unknown))}")
-        return {**changes, "fatal": kinds}
-    return changes
-
-
-def _checked(chosen: Options) -> Options:
-    for name, allowed in (
-        ("order", native.ORDERS),
-        ("reduce_order", native.REDUCE_ORDERS),
-    ):
-        if (value := getattr(chosen, name)) not in allowed:
-            raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
-    return chosen
-
-
 class Kernel:
     """A kernel as `metal_kernel` gives it.
 
     Attributes:
+        mlx: The kernel as MLX makes it, which runs where there is a GPU.
         definition: The arguments of `metal_kernel`.
         report: The report of the last launch; None before the first one.
+        made_at: The file and the line that made the kernel.
+        raises: Whether fatal findings raise; otherwise `listen` tells of them.
     """
 
-    def __init__(self, **definition: Any):
-        self.definition = definition
+    def __init__(
+        self,
+        mlx: MlxKernel,
+        definition: dict[str, Any] | None,
+        made_at: tuple[str, int] = ("", 0),
+        raises: bool = True,
+    ):
+        self.mlx = mlx
+        self.definition = definition or {}
         self.report: Report | None = None
+        self.made_at = made_at
+        self.raises = raises
+        self._launches: dict[Any, Launch] = {}
 
     def __call__(
         self,
@@ -135,10 +81,10 @@ class Kernel:
             SimulationError: if there is a finding of a fatal kind.
             CompileError: if the source does not compile.
             SimulatorUnavailable: if there is no compiler here.
-            ValueError: for arguments that MLX refuses.
+            ValueError: for arguments that MLX refuses, and where MLX has no rule for a kernel
+                inside of `mx.vmap` or a gradient.
         """
         arrays = [as_mlx(x) for x in inputs]
-        mx.eval(arrays)
         call = {
             "inputs": arrays,
             "output_shapes": output_shapes,
@@ -146,118 +92,130 @@ class Kernel:
             "grid": grid,
             "threadgroup": threadgroup,
             **({"template": template} if template else {}),
+            **({} if init_value is None else {"init_value": init_value}),
         }
-        text = generated_source(self.definition, call)
+        if transforms.are_placeholders(arrays):
+            return self._traced(call)
+        if not self.definition:
+            self.definition.update(definition_of(trace(self.mlx, call), arrays))
+        numbers = hosts(self.definition, arrays)
+        try:
+            launch = self._launch(call, numbers)
+            outputs, report = self._run(launch, call, numbers)
+        except CompileError as error:
+            if verbose:
+                self._print(trace(self.mlx, call))
+            self._report(Report(self.definition["name"], [_compile_finding(error)], {}))
+            raise
         if verbose:
-            print(f"Generated source code for `{self.definition['name']}`:\n```\n{text}\n```")
-        if math.prod(threadgroup) > _MOST_THREADS:
-            raise ValueError(
-                f"threadgroup {tuple(threadgroup)} has {math.prod(threadgroup)} threads; "
-                f"allowed are {_MOST_THREADS}"
-            )
-        math_mode = (self.definition["compile_options"] or {}).get("math_mode", "safe")
-        source, library = _built(
-            text, self.definition["name"], math_mode == "fast", find_compiler(), disk_cache.folder()
-        )
-        launch = _Launch(self.definition, source, library, arrays, output_shapes, output_dtypes)
-        with _lock:
-            outputs, report = launch.run(grid, threadgroup, init_value)
-        report.findings[:0] = [
-            *lint(self.definition["source"], self.definition["header"]),
-            *(Finding(NOT_METAL, message, file, line) for file, line, message in library.rejected),
-        ]
-        self.report = report
-        if report.kinds & _options.get().fatal:
+            self._print(launch.trace)
+        for note in report.logged:
+            print(f"{self.definition['name']} {note}", file=sys.stderr)
+        self._report(report)
+        if self.raises and report.kinds & current().fatal:
             raise SimulationError(report)
-        return outputs
+        return transforms.without_rules(outputs, arrays)
+
+    def _traced(self, call: dict[str, Any]) -> list[mx.array]:
+        """The kernel in a function that MLX traces, so that there are no values to run it on."""
+        try:
+            return self.mlx(**call)  # an export records it; a Mac compiles it
+        except RuntimeError:
+            if transforms.compiles():
+                raise ValueError(
+                    f"kernel {self.definition.get('name')!r} is called inside of mx.compile or "
+                    f"mx.vmap: custom kernels have no vmap, and a simulated one is compiled "
+                    f"inside of simulator.redirected() only"
+                ) from None
+            raise transforms.missing("vmap") from None
+
+    def _launch(self, call: dict[str, Any], inputs: list[HostArray]) -> Launch:
+        """What this call has in common with others of the same shapes, dtypes and layouts."""
+        layout = [
+            (x.shape, x.dtype, host.numbers.strides)
+            for x, host in zip(call["inputs"], inputs, strict=False)
+        ]
+        rest = {name: value for name, value in call.items() if name != "inputs"}
+        key = (repr((layout, rest)), current().mode, find_compiler(), disk_cache.folder())
+        launch = self._launches.get(key)
+        if launch is None:
+            mlx_call = trace(self.mlx, call)
+            name, shapes = self.definition["name"], call["output_shapes"]
+            checks.check_sizes(name, call["grid"], call["threadgroup"], shapes)
+            source, library = _built(mlx_call, name, *key[1:])
+            outputs = zip(
+                self.definition["output_names"],
+                map(tuple, shapes),
+                call["output_dtypes"],
+                strict=True,
+            )
+            launch = Launch(mlx_call, source, library, self.definition, list(outputs))
+            if len(self._launches) >= _MOST_LAUNCHES:
+                self._launches.clear()
+            self._launches[key] = launch
+        return launch
+
+    def _run(
+        self, launch: Launch, call: dict[str, Any], inputs: list[HostArray]
+    ) -> tuple[list[mx.array], Report]:
+        """Execute the kernel in as many orders as is asked for."""
+        chosen = current()
+        size = (call["grid"], call["threadgroup"])
+
+        def run(options) -> tuple[list[mx.array], Report]:
+            try:
+                return launch.run(inputs, *size, call.get("init_value"), options)
+            except OSError as error:  # the loader does not find a function
+                raise CompileError(f"{self.definition['name']} does not link: {error}") from None
+
+        outputs, report = run(chosen)
+        for options in schedules.further(chosen):
+            others, other = run(options)
+            schedules.merge(report, other)
+            names, compared = self.definition["output_names"], (chosen.order, options.order)
+            report.findings.extend(schedules.differences(names, outputs, others, compared))
+        report.findings[:0] = [
+            *self._lint(launch),
+            *checks.too_large(launch.source),
+            *checks.strides_ignored(self.definition, inputs),
+        ]
+        checks.add_advice(report, *size)
+        return outputs, report
+
+    def _lint(self, launch: Launch) -> list[Finding]:
+        texts = self.definition["source"], self.definition["header"]
+        rejected = launch.library.rejected
+        return [
+            *lint(*texts),
+            *(fast_math_lint(*texts) if launch.trace.fast_math else ()),
+            *(Finding(NOT_METAL, message, file, line) for file, line, message in rejected),
+        ]
+
+    def _print(self, traced: Trace) -> None:
+        """What MLX prints for ``verbose=True``."""
+        print(f"Generated source code for `{self.definition['name']}`:\n```\n{traced.text}\n```")
+
+    def _report(self, report: Report) -> None:
+        self.report = report
+        tell(self, report)
 
 
 @functools.cache
-def _built(text: str, name: str, fast_math: bool, *_: object) -> tuple[KernelSource, Library]:
+def _built(mlx_call: Trace, name: str, mode: Mode, *_: object) -> tuple[KernelSource, Library]:
     """A source and its library. What else the library depends on is given to tell them apart."""
-    source = read_source(text)
-    return source, kernel_library(translate(source), name, fast_math=fast_math)
+    source = read_source(mlx_call.text)
+    text = translate(source)
+    return source, kernel_library(text, name, fast_math=mlx_call.fast_math, mode=mode)
 
 
-@dataclass
-class _Launch:
-    """One launch: the kernel's parameters and the arrays behind them."""
-
-    definition: dict[str, Any]
-    source: KernelSource
-    library: Library
-    inputs: list[mx.array]
-    output_shapes: Sequence[Sequence[int]]
-    output_dtypes: Sequence[mx.Dtype]
-
-    def run(self, grid, threadgroup, init_value) -> tuple[list[mx.array], Report]:
-        chosen = _options.get()
-        with native.allocator() as allocator:
-            self._allocate(allocator, init_value)
-            report = native.run(
-                self.definition["name"],
-                self.library,
-                allocator.memories,
-                grid,
-                threadgroup,
-                order=native.ORDERS.index(chosen.order),
-                seed=chosen.seed,
-                reduce_order=native.REDUCE_ORDERS.index(chosen.reduce_order),
-                yield_at_memory=chosen.yield_at_memory,
-                flush_denormals=chosen.flush_denormals,
-                timeout_ms=int(chosen.timeout * 1000),
-                stack_bytes=_STACK_BYTES,
-            )
-            content = {m.name: m.bytes for m in allocator.memories if m.kind == "output"}
-            outputs = [
-                from_bytes(content[name], tuple(shape), dtype)
-                for name, shape, dtype in zip(
-                    self.definition["output_names"],
-                    self.output_shapes,
-                    self.output_dtypes,
-                    strict=True,
-                )
-            ]
-        return outputs, report
-
-    def _allocate(self, allocator: native.Allocator, init_value: float | None) -> None:
-        """Memory of every buffer parameter, in order."""
-        contiguous = self.definition["ensure_row_contiguous"]
-        hosts = {
-            name: host_array(x, row_contiguous=contiguous)
-            for name, x in zip(self.definition["input_names"], self.inputs, strict=True)
-        }
-        # input "x" comes with "x_shape", "x_strides" and "x_ndim" where its source names them
-        metadata = {
-            f"{name}_{what}": getattr(host, what)
-            for name, host in hosts.items()
-            for what in ("shape", "strides", "ndim")
-        }
-        outputs = {
-            name: (math.prod(shape), dtype)
-            for name, shape, dtype in zip(
-                self.definition["output_names"], self.output_shapes, self.output_dtypes, strict=True
-            )
-        }
-        for parameter in self.source.parameters:
-            name = parameter.name
-            if parameter.attribute != "buffer":
-                continue
-            if name in outputs:
-                count, dtype = outputs[name]
-                given = init_value is not None
-                memory = allocator.allocate(name, "output", count * dtype.size, dtype.size, given)
-                if given and count:
-                    memory.bytes[:] = np.frombuffer(filled(init_value, dtype, count), np.uint8)
-            elif name in hosts:
-                host = hosts[name]
-                size = host.numbers.itemsize
-                memory = allocator.allocate(name, "input", host.span, size, True)
-                host.write(memory.bytes)
-            else:
-                values = metadata[name]
-                memory = allocator.allocate(name, "input", values.nbytes, values.itemsize, True)
-                memory.bytes[:] = values.view(np.uint8)
+def _compile_finding(error: CompileError) -> Finding:
+    """The first error of the compiler, with its place."""
+    lines = str(error).splitlines()
+    for line in lines:
+        file, *place = line.split(":", 4)
+        if file in ("source", "header") and len(place) == 4 and place[0].isdigit():
+            return Finding(COMPILE_ERROR, place[3].strip(), file, int(place[0]), int(place[1]))
+    return Finding(COMPILE_ERROR, " ".join(lines[:2]))
 
 
 def metal_kernel(
@@ -270,31 +228,29 @@ def metal_kernel(
     atomic_outputs: bool = False,
     compile_options: dict[str, Any] | None = None,
 ) -> Kernel:
-    """`mx.fast.metal_kernel` on the CPU: same arguments, same way to call what it gives."""
-    return Kernel(
-        name=name,
-        input_names=list(input_names),
-        output_names=list(output_names),
-        source=source,
-        header=header,
-        ensure_row_contiguous=ensure_row_contiguous,
-        atomic_outputs=atomic_outputs,
-        compile_options=compile_options,
-    )
+    """`mx.fast.metal_kernel` on the CPU: same arguments, same way to call what it gives.
 
-
-@contextmanager
-def redirected() -> Iterator[None]:
-    """`mx.fast.metal_kernel` makes simulated kernels inside a ``with`` block.
-
-    MLX also says that a Metal GPU is there and the default device: what modules ask that
-    make their kernels when they are imported.
+    Raises:
+        ValueError: what MLX raises for arguments that it refuses.
+        TypeError: likewise.
     """
-    saved = mx.fast.metal_kernel, mx.metal.is_available, mx.default_device
-    mx.fast.metal_kernel = metal_kernel
-    mx.metal.is_available = lambda: True
-    mx.default_device = lambda: mx.Device(mx.gpu)
-    try:
-        yield
-    finally:
-        mx.fast.metal_kernel, mx.metal.is_available, mx.default_device = saved
+    definition = {
+        "name": name,
+        "input_names": list(input_names),
+        "output_names": list(output_names),
+        "source": source,
+        "header": header,
+        "ensure_row_contiguous": ensure_row_contiguous,
+        "atomic_outputs": atomic_outputs,
+        "compile_options": compile_options,
+    }
+    return Kernel(mlx_kernel(definition), definition, caller())
+
+
+def caller() -> tuple[str, int]:
+    """The file and the line outside of this package that called into it."""
+    package = __name__.rpartition(".")[0]
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(package):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -55,6 +57,26 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What a thread logged, or a step of one that was traced.
+
+    Attributes:
+        thread: The position of the thread in the grid.
+        file: Where it is: "source" or "header".
+        line: The line in that file, counted from 1.
+        text: What was logged, or what the step did: ``sum = 1.5``, ``x[3] is 2``, ``o[3] = 4``.
+    """
+
+    thread: tuple[int, int, int]
+    file: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.thread} {self.file}:{self.line}: {self.text}"
+
+
+@dataclass(frozen=True)
 class Traffic:
     """Loads, or stores, of a buffer.
 
@@ -77,13 +99,23 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A buffer of a launch: "input", "output", "threadgroup" or "constant"; sizes in bytes."""
+    """A buffer of a launch.
+
+    Attributes:
+        kind: Either "input", "output", "threadgroup" or "constant".
+        size: Its bytes.
+        loads, stores: What was moved.
+        unwritten_bytes: Of an output: bytes that nobody wrote.
+        map: With ``options(maps=True)``, bytes moved: (2, 64, 256), loads and stores, by
+            threadgroups that follow one another and by parts of the buffer.
+    """
 
     kind: str
     size: int
     loads: Traffic = field(default_factory=Traffic)
     stores: Traffic = field(default_factory=Traffic)
     unwritten_bytes: int = 0
+    map: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +132,8 @@ class Report:
         simd_operations: How many SIMD-group functions were called, counted once per lane.
         atomics: How many atomic operations were made.
         threadgroup_memory: The bytes of threadgroup memory of a threadgroup.
+        logged: What the kernel logged with ``os_log_default.log`` and its like, in order.
+        steps: The steps of the thread that was traced (`trace`), in order.
     """
 
     name: str
@@ -111,6 +145,8 @@ class Report:
     simd_operations: int = 0
     atomics: int = 0
     threadgroup_memory: int = 0
+    logged: list[Note] = field(default_factory=list)
+    steps: list[Note] = field(default_factory=list)
 
     @property
     def kinds(self) -> frozenset[str]:

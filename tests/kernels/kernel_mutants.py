@@ -23,7 +23,7 @@ from checks import rounded
 
 from fm_mlx.metal_kernels import launch, simulator
 from fm_mlx.metal_kernels.catalogue import KERNELS
-from fm_mlx.metal_kernels.simulator.tokens import Token, tokenize
+from fm_mlx.metal_kernels.simulator.language.tokens import Token, tokenize
 
 # Stands between a Metal file and the statements of a kernel.
 _BORDER = "// ----"

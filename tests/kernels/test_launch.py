@@ -119,8 +119,8 @@ def test_names_tell_the_source_apart():
     """MLX may run stale code of the same name (ml-explore/mlx#3832)."""
     names = {kernel.simulated.definition["name"] for kernel in KERNELS.values()}
     assert len(names) == len(KERNELS)
-    kernel = launch.MetalKernel("state_pass", [], [], "a")
-    other = launch.MetalKernel("state_pass", [], [], "b")
+    kernel = launch.MetalKernel("state_pass", [], ["o"], "a")
+    other = launch.MetalKernel("state_pass", [], ["o"], "b")
     assert kernel.simulated.definition["name"] != other.simulated.definition["name"]
 
 

@@ -27,7 +27,7 @@ static void entry(void**, const msl_thread* thread) {
 
 int main() {
   for (uint32_t order = MSL_FORWARD; order <= MSL_RANDOM; ++order) {
-    msl_config config = {{kThreads, 1, 1}, {kThreads, 1, 1}, order, 1, 0, 0, 0, 10000, 65536};
+    msl_config config = {{kThreads, 1, 1}, {kThreads, 1, 1}, order, 1, 0, 0, 0, 10000, 65536, 1, 1};
     msl_result result;
     msl_finding findings[8];
     msl_run(entry, nullptr, nullptr, 0, nullptr, &config, &result, findings, 8);

@@ -11,7 +11,8 @@ import pytest
 from launches import INDEX, X, launch
 
 from fm_mlx.metal_kernels import simulator
-from fm_mlx.metal_kernels.simulator import compiler, disk_cache, native
+from fm_mlx.metal_kernels.simulator.build import compiler, disk_cache
+from fm_mlx.metal_kernels.simulator.execution import native
 
 SHARED = (
     "threadgroup float s[64]; " + INDEX + "s[i] = simd_sum(x[i]) + float2(1, 2).y;"

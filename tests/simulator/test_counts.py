@@ -58,5 +58,8 @@ def test_report_reads_well():
     _, report = launch(INDEX + "if (i < 10) o[i] = x[i];", fatal=())
     text = str(report)
     assert "64 threads in 1 threadgroups" in text
-    assert "unwritten-output: nobody writes 216 of 256 bytes, the first at byte 40 in o" in text
+    assert (
+        "unwritten-output: nobody writes 216 of 256 bytes, the first at byte 40 (element 10) in o"
+        in text
+    )
     assert text.splitlines()[-1].split() == ["o", "output", "256", "0", "0", "40", "64"]

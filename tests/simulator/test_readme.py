@@ -5,11 +5,19 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import mlx.core as mx
+
 from fm_mlx.metal_kernels import simulator
-from fm_mlx.metal_kernels.simulator import native
+from fm_mlx.metal_kernels.simulator.execution import native
 
 README = Path(simulator.__file__).with_name("README.md").read_text()
-EXAMPLE, PRINTED, REDIRECTED = re.findall(r"```(?:python)?\n(.*?)```", README, re.DOTALL)
+FENCED = re.findall(r"```(?:python)?\n(.*?)```", README, re.DOTALL)
+EXAMPLE, PRINTED, REDIRECTED, TRACED, STEPS = FENCED
+# What the steps are those of.
+COPIED = """
+uint i = thread_position_in_grid.x;
+float sum = x[i];
+o[i] = sum;"""
 
 
 def test_first_kernel(capsys):
@@ -29,6 +37,21 @@ def test_first_kernel_with_its_barrier(capsys):
 
 def test_redirected():
     exec(REDIRECTED, {"simulator": simulator})
+
+
+def test_traced(capsys):
+    def launch():
+        kernel = simulator.metal_kernel("copy", ["x"], ["o"], COPIED)
+        kernel(
+            inputs=[mx.arange(8) / 2],
+            grid=(8, 1, 1),
+            threadgroup=(8, 1, 1),
+            output_shapes=[(8,)],
+            output_dtypes=[mx.float32],
+        )
+
+    exec(TRACED, {"simulator": simulator, "launch": launch})
+    assert capsys.readouterr().out == STEPS
 
 
 def test_kinds_are_numbered_as_the_runtime_does():

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fm_mlx.metal_kernels.simulator.source import generated_source, read_source
-from fm_mlx.metal_kernels.simulator.tokens import rewrite, tokenize
-from fm_mlx.metal_kernels.simulator.translate import cpp
+from fm_mlx.metal_kernels.simulator.language.source import read_source
+from fm_mlx.metal_kernels.simulator.language.tokens import rewrite, tokenize
+from fm_mlx.metal_kernels.simulator.language.translate import cpp
+from fm_mlx.metal_kernels.simulator.mac.mlx_calls import mlx_kernel, trace
 
 KEPT = "static __attribute__((used))"
 
@@ -79,7 +80,7 @@ def test_reading_what_mlx_generates():
         "threadgroup": (8, 1, 1),
         "template": [("T", mx.float16), ("M", -3), ("F", True)],
     }
-    source = read_source(generated_source(make, call))
+    source = read_source(trace(mlx_kernel(make), call).text)
     assert source.header == make["header"]
     assert make["source"] in source.body
     assert source.template == "<float16_t, -3, 1>"

@@ -10,14 +10,13 @@ enum memory_order {
   memory_order_acq_rel,
   memory_order_seq_cst,
 };
-enum class thread_scope {
+enum thread_scope {
   thread_scope_thread,
   thread_scope_simdgroup,
   thread_scope_threadgroup,
   thread_scope_device,
 };
-inline void atomic_thread_fence(mem_flags, memory_order,
-                                thread_scope = thread_scope::thread_scope_device) {}
+inline void atomic_thread_fence(mem_flags, memory_order, thread_scope = thread_scope_device) {}
 
 template <class T>
 struct atomic {
@@ -45,13 +44,11 @@ MSL_ATOMIC_POINTER(volatile device)
 MSL_ATOMIC_POINTER(volatile threadgroup)
 MSL_ATOMIC_POINTER(const device)
 MSL_ATOMIC_POINTER(const volatile device)
+MSL_ATOMIC_POINTER(const threadgroup)
+MSL_ATOMIC_POINTER(const volatile threadgroup)
 #undef MSL_ATOMIC_POINTER
 template <class Pointer>
 using msl_atomic_t = typename msl_atomic_value<Pointer>::type;
-
-// A parameter type from which nothing is deduced.
-template <class T>
-using msl_given = conditional_t<true, T, T>;
 
 template <class T, class Pointer>
 inline T* msl_plain(Pointer pointer) {
@@ -67,19 +64,34 @@ inline T* msl_plain(Pointer pointer) {
     __msl_atomic(target, sizeof(T), kind, MSL_PLACE_HERE);                              \
     T old = *target;                                                                    \
     *target = expression;                                                               \
-    /* or clang hands the value to a plain load that follows, which is then not seen */  \
+    /* or clang hands the value to a plain load that follows, which is then not seen */ \
     __asm__ volatile("" : : : "memory");                                                \
     return old;                                                                         \
   }
 MSL_ATOMIC(fetch_add, MSL_ATOMIC_CHANGE, (T)(old + operand), true)
 MSL_ATOMIC(fetch_sub, MSL_ATOMIC_CHANGE, (T)(old - operand), true)
-MSL_ATOMIC(fetch_and, MSL_ATOMIC_CHANGE, (T)(old& operand), is_integral_v<T>)
+MSL_ATOMIC(fetch_and, MSL_ATOMIC_CHANGE, (T)(old & operand), is_integral_v<T>)
 MSL_ATOMIC(fetch_or, MSL_ATOMIC_CHANGE, (T)(old | operand), is_integral_v<T>)
 MSL_ATOMIC(fetch_xor, MSL_ATOMIC_CHANGE, (T)(old ^ operand), is_integral_v<T>)
 MSL_ATOMIC(fetch_min, MSL_ATOMIC_CHANGE, operand < old ? operand : old, is_integral_v<T>)
 MSL_ATOMIC(fetch_max, MSL_ATOMIC_CHANGE, operand > old ? operand : old, is_integral_v<T>)
 MSL_ATOMIC(exchange, MSL_ATOMIC_STORE, operand, true)
 #undef MSL_ATOMIC
+
+// Those of 64 bits give nothing back.
+#define MSL_ATOMIC_EXTREME(name, is_better)                                                \
+  template <class Pointer, class T = msl_atomic_t<Pointer>>                                \
+  inline void atomic_##name##_explicit(Pointer object, msl_given<T> operand, memory_order, \
+                                       MSL_PLACE) {                                        \
+    static_assert(is_same_v<T, ulong>, "Metal has this atomic for ulong only");            \
+    T* target = msl_plain<T>(object);                                                      \
+    __msl_atomic(target, sizeof(T), MSL_ATOMIC_CHANGE, MSL_PLACE_HERE);                    \
+    if (operand is_better * target) *target = operand;                                     \
+    __asm__ volatile("" : : : "memory");                                                   \
+  }
+MSL_ATOMIC_EXTREME(min, <)
+MSL_ATOMIC_EXTREME(max, >)
+#undef MSL_ATOMIC_EXTREME
 
 template <class Pointer, class T = msl_atomic_t<Pointer>>
 inline T atomic_load_explicit(Pointer object, memory_order, MSL_PLACE) {

@@ -2,6 +2,8 @@
 // vectors of them, none for bfloat (MLX adds those) and none for double.
 #pragma once
 
+#include "msl_overloads.h"
+
 namespace metal {
 // Exact where the result is -1, 0 or 1, as a product with pi is not.
 inline float msl_sinpi(float x) {
@@ -14,12 +16,7 @@ inline float msl_sinpi(float x) {
 #define MSL_FLOAT1(name, expression)                        \
   inline float name(float x) { return expression; }         \
   inline half name(half x) { return (half)name((float)x); } \
-  template <class T, int N>                                 \
-  inline vec<T, N> name(vec<T, N> x) {                      \
-    vec<T, N> result;                                       \
-    for (int i = 0; i < N; ++i) result[i] = name((T)x[i]);  \
-    return result;                                          \
-  }
+  MSL_FLOAT_VECTORS(MSL_SAME1, name)
 MSL_FLOAT1(exp, __builtin_expf(x))
 MSL_FLOAT1(exp2, __builtin_exp2f(x))
 MSL_FLOAT1(exp10, __builtin_powf(10.f, x))
@@ -58,12 +55,7 @@ MSL_FLOAT1(saturate, x < 0.f ? 0.f : x > 1.f ? 1.f : x)
 #define MSL_FLOAT2(name, expression)                                          \
   inline float name(float x, float y) { return expression; }                  \
   inline half name(half x, half y) { return (half)name((float)x, (float)y); } \
-  template <class T, int N>                                                   \
-  inline vec<T, N> name(vec<T, N> x, vec<T, N> y) {                           \
-    vec<T, N> result;                                                         \
-    for (int i = 0; i < N; ++i) result[i] = name((T)x[i], (T)y[i]);           \
-    return result;                                                            \
-  }
+  MSL_FLOAT_VECTORS(MSL_EACH2, name)
 MSL_FLOAT2(pow, __builtin_powf(x, y))
 MSL_FLOAT2(powr, __builtin_powf(x, y))
 MSL_FLOAT2(fmod, __builtin_fmodf(x, y))
@@ -86,12 +78,7 @@ inline float msl_smoothstep(float low, float high, float x) {
 #define MSL_FLOAT3(name, expression)                                                            \
   inline float name(float x, float y, float z) { return expression; }                           \
   inline half name(half x, half y, half z) { return (half)name((float)x, (float)y, (float)z); } \
-  template <class T, int N>                                                                     \
-  inline vec<T, N> name(vec<T, N> x, vec<T, N> y, vec<T, N> z) {                                \
-    vec<T, N> result;                                                                           \
-    for (int i = 0; i < N; ++i) result[i] = name((T)x[i], (T)y[i], (T)z[i]);                    \
-    return result;                                                                              \
-  }
+  MSL_FLOAT_VECTORS(MSL_EACH3, name)
 MSL_FLOAT3(fma, __builtin_fmaf(x, y, z))
 MSL_FLOAT3(fmax3, __builtin_fmaxf(x, __builtin_fmaxf(y, z)))
 MSL_FLOAT3(fmin3, __builtin_fminf(x, __builtin_fminf(y, z)))
@@ -100,14 +87,58 @@ MSL_FLOAT3(mix, x + (y - x) * z)
 MSL_FLOAT3(smoothstep, msl_smoothstep(x, y, z))
 #undef MSL_FLOAT3
 
-inline float sincos(float x, thread float& cosine) {
-  cosine = __builtin_cosf(x);
-  return __builtin_sinf(x);
-}
+// A function with a second result, which it stores where the reference says.
+#define MSL_EACH_RESULT(V, name, Second)           \
+  inline V name(V x, thread Second& second) {      \
+    V result;                                      \
+    for (int i = 0; i < msl_shape<V>::size; ++i) { \
+      typename msl_shape<Second>::element other;   \
+      result[i] = name(x[i], other);               \
+      second[i] = other;                           \
+    }                                              \
+    return result;                                 \
+  }
+#define MSL_FLOAT_RESULT(name, Second, expression) \
+  inline float name(float x, thread Second& second) { return expression; }
+MSL_FLOAT_RESULT(frexp, int, __builtin_frexpf(x, &second))
+MSL_FLOAT_RESULT(modf, float, __builtin_modff(x, &second))
+MSL_FLOAT_RESULT(sincos, float, (second = __builtin_cosf(x), __builtin_sinf(x)))
+#undef MSL_FLOAT_RESULT
+inline half frexp(half x, thread int& exponent) { return (half)frexp((float)x, exponent); }
+#define MSL_HALF_RESULT(name)                     \
+  inline half name(half x, thread half& second) { \
+    float other;                                  \
+    half result = (half)name((float)x, other);    \
+    second = (half)other;                         \
+    return result;                                \
+  }
+MSL_HALF_RESULT(modf)
+MSL_HALF_RESULT(sincos)
+#undef MSL_HALF_RESULT
+
 inline float ldexp(float x, int exponent) { return __builtin_ldexpf(x, exponent); }
 inline half ldexp(half x, int exponent) { return (half)__builtin_ldexpf((float)x, exponent); }
-inline float frexp(float x, thread int& exponent) { return __builtin_frexpf(x, &exponent); }
-inline float modf(float x, thread float& whole) { return __builtin_modff(x, &whole); }
+inline int ilogb(float x) { return __builtin_ilogbf(x); }
+inline int ilogb(half x) { return __builtin_ilogbf((float)x); }
+
+#define MSL_WITH_INTEGERS(type, n)                                    \
+  MSL_EACH1(type##n, ilogb, int##n)                                   \
+  MSL_EACH_RESULT(type##n, frexp, int##n)                             \
+  MSL_EACH_RESULT(type##n, modf, type##n)                             \
+  MSL_EACH_RESULT(type##n, sincos, type##n)                           \
+  inline type##n ldexp(type##n x, int##n exponent) {                  \
+    type##n result;                                                   \
+    for (int i = 0; i < n; ++i) result[i] = ldexp(x[i], exponent[i]); \
+    return result;                                                    \
+  }
+MSL_WITH_INTEGERS(float, 2)
+MSL_WITH_INTEGERS(float, 3)
+MSL_WITH_INTEGERS(float, 4)
+MSL_WITH_INTEGERS(half, 2)
+MSL_WITH_INTEGERS(half, 3)
+MSL_WITH_INTEGERS(half, 4)
+#undef MSL_WITH_INTEGERS
+#undef MSL_EACH_RESULT
 
 inline float abs(float x) { return __builtin_fabsf(x); }
 inline half abs(half x) { return fabs(x); }
@@ -115,14 +146,7 @@ inline float min(float a, float b) { return __builtin_fminf(a, b); }
 inline float max(float a, float b) { return __builtin_fmaxf(a, b); }
 inline half min(half a, half b) { return (half)__builtin_fminf((float)a, (float)b); }
 inline half max(half a, half b) { return (half)__builtin_fmaxf((float)a, (float)b); }
-
-#define MSL_TESTS(type)                                           \
-  inline bool isnan(type x) { return __builtin_isnan((float)x); } \
-  inline bool isinf(type x) { return __builtin_isinf((float)x); } \
-  inline bool isfinite(type x) { return __builtin_isfinite((float)x); }
-MSL_TESTS(float)
-MSL_TESTS(half)
-MSL_TESTS(bfloat)
-#undef MSL_TESTS
-inline bool signbit(float x) { return __builtin_signbit(x); }
+MSL_FLOAT_VECTORS(MSL_SAME1, abs)
+MSL_FLOAT_VECTORS(MSL_EACH2, min)
+MSL_FLOAT_VECTORS(MSL_EACH2, max)
 }  // namespace metal

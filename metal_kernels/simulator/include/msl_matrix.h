@@ -1,116 +1,164 @@
-// simdgroup_matrix: an 8 x 8 matrix, two neighbouring elements of a row in each lane, in the
-// layout that MLX's matrix kernels rely on.
+// Matrices of float and half, by columns.
 #pragma once
 
 namespace metal {
-struct msl_cell {
-  int row;
-  int column;
-};
-inline msl_cell msl_cell_of(unsigned lane) {
-  int quad = lane / 4;
-  return {(quad & 4) + (int)(lane / 2) % 4, (quad & 2) * 2 + (int)(lane % 2) * 2};
-}
-
 template <class T, int Columns, int Rows>
-struct simdgroup_matrix {
-  static_assert(Columns == 8 && Rows == 8, "only 8 x 8");
-  using storage_type = vec<T, 2>;
-  vec<T, 2> elements;
-  simdgroup_matrix() {}
-  explicit simdgroup_matrix(T diagonal) {
-    msl_cell cell = msl_cell_of(__msl_lane());
-    elements[0] = cell.row == cell.column ? diagonal : T(0);
-    elements[1] = cell.row == cell.column + 1 ? diagonal : T(0);
-  }
-  thread vec<T, 2>& thread_elements() { return elements; }
-  const thread vec<T, 2>& thread_elements() const { return elements; }
-};
-typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
-typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
-typedef simdgroup_matrix<bfloat, 8, 8> simdgroup_bfloat8x8;
+struct matrix {
+  using vector = vec<T, Rows>;
+  vector columns[Columns];
 
-template <class T, int Columns, int Rows = Columns>
-inline simdgroup_matrix<T, Columns, Rows> make_filled_simdgroup_matrix(T value) {
-  simdgroup_matrix<T, Columns, Rows> matrix;
-  matrix.elements[0] = value;
-  matrix.elements[1] = value;
-  return matrix;
-}
+  constexpr vector& operator[](int column) { return columns[column]; }
+  constexpr const vector& operator[](int column) const { return columns[column]; }
 
-inline ulong msl_offset(msl_cell cell, int k, ulong row_length, ulong2 origin, bool transposed) {
-  ulong row = transposed ? cell.column + k : cell.row;
-  ulong column = transposed ? cell.row : cell.column + k;
-  return (origin[1] + row) * row_length + origin[0] + column;
-}
-template <class T, class Pointer>
-inline void simdgroup_load(thread simdgroup_matrix<T, 8, 8>& matrix, Pointer source,
-                           ulong row_length = 8, ulong2 origin = ulong2{0, 0},
-                           bool transposed = false) {
-  msl_cell cell = msl_cell_of(__msl_lane());
-  for (int k = 0; k < 2; ++k) {
-    matrix.elements[k] = source[msl_offset(cell, k, row_length, origin, transposed)];
+  // for msl_memory.h
+  static auto msl_members() {
+    return [](auto& to, auto& from) {
+      for (int i = 0; i < Columns; ++i) to.columns[i] = from.columns[i];
+    };
   }
-}
-template <class T, class Pointer>
-inline void simdgroup_store(simdgroup_matrix<T, 8, 8> matrix, Pointer target, ulong row_length = 8,
-                            ulong2 origin = ulong2{0, 0}, bool transposed = false) {
-  msl_cell cell = msl_cell_of(__msl_lane());
-  for (int k = 0; k < 2; ++k) {
-    target[msl_offset(cell, k, row_length, origin, transposed)] = matrix.elements[k];
+  template <class Self>
+  static constexpr auto& msl_element(Self& self, int i) {
+    return self.columns[i];
   }
-}
-
-template <class A, class B, class C>
-struct msl_factors {
-  simdgroup_matrix<A, 8, 8> a;
-  simdgroup_matrix<B, 8, 8> b;
-  simdgroup_matrix<C, 8, 8> c;
 };
 
-// D = A B + C in float32. A lane that takes no part leaves NaN in its elements.
-template <class D, class A, class B, class C>
-void msl_multiply(msl_op** lanes, unsigned active) {
-  float a[8][8], b[8][8], c[8][8];
-  for (int i = 0; i < msl_lanes; ++i) {
-    msl_cell cell = msl_cell_of(i);
-    for (int k = 0; k < 2; ++k) {
-      int row = cell.row, column = cell.column + k;
-      if (msl_is_active(active, i)) {
-        const auto* given = (const msl_factors<A, B, C>*)lanes[i]->in;
-        a[row][column] = (float)given->a.elements[k];
-        b[row][column] = (float)given->b.elements[k];
-        c[row][column] = (float)given->c.elements[k];
-      } else {
-        a[row][column] = b[row][column] = c[row][column] = __builtin_nanf("");
-      }
-    }
+// From numbers and vectors, column by column; from one number, a diagonal; from a matrix of
+// the same size; from nothing, zeros.
+template <class T, int Columns, int Rows>
+struct msl_maker<matrix<T, Columns, Rows>> {
+  using M = matrix<T, Columns, Rows>;
+
+  static constexpr M make() { return M{}; }
+  template <class A>
+  static constexpr enable_if_t<is_arithmetic<A>::value, M> make(const A& diagonal) {
+    M result{};
+    for (int i = 0; i < (Columns < Rows ? Columns : Rows); ++i) result.columns[i][i] = (T)diagonal;
+    return result;
   }
-  for (int i = 0; i < msl_lanes; ++i) {
-    if (!msl_is_active(active, i)) continue;
-    msl_cell cell = msl_cell_of(i);
-    for (int k = 0; k < 2; ++k) {
-      float sum = c[cell.row][cell.column + k];
-      for (int j = 0; j < 8; ++j) sum += a[cell.row][j] * b[j][cell.column + k];
-      ((simdgroup_matrix<D, 8, 8>*)lanes[i]->out)->elements[k] = (D)sum;
-    }
+  template <class U>
+  static constexpr M make(const matrix<U, Columns, Rows>& other) {
+    M result{};
+    for (int i = 0; i < Columns; ++i) result.columns[i] = msl_make<vec<T, Rows>>(other.columns[i]);
+    return result;
   }
+  template <class A, class B, class... Parts>
+  static constexpr M make(const A& a, const B& b, const Parts&... parts) {
+    constexpr int given =
+        msl_shape<A>::size + msl_shape<B>::size + (0 + ... + msl_shape<Parts>::size);
+    static_assert(given == Columns * Rows, "wrong number of components in matrix constructor");
+    T elements[given] = {};
+    int count = 0;
+    msl_append(elements, count, a);
+    msl_append(elements, count, b);
+    (msl_append(elements, count, parts), ...);
+    M result{};
+    for (int i = 0; i < given; ++i) result.columns[i / Rows][i % Rows] = elements[i];
+    return result;
+  }
+};
+
+template <class T, int C, int R, class Column>
+inline matrix<T, C, R> msl_columns(Column column) {
+  matrix<T, C, R> result;
+  for (int i = 0; i < C; ++i) result.columns[i] = column(i);
+  return result;
+}
+template <class T, int C, int R>
+inline matrix<T, C, R> operator+(matrix<T, C, R> a, matrix<T, C, R> b) {
+  return msl_columns<T, C, R>([&](int i) { return a.columns[i] + b.columns[i]; });
+}
+template <class T, int C, int R>
+inline matrix<T, C, R> operator-(matrix<T, C, R> a, matrix<T, C, R> b) {
+  return msl_columns<T, C, R>([&](int i) { return a.columns[i] - b.columns[i]; });
+}
+template <class T, int C, int R>
+inline matrix<T, C, R> operator-(matrix<T, C, R> a) {
+  return msl_columns<T, C, R>([&](int i) { return -a.columns[i]; });
+}
+template <class T, int C, int R>
+inline matrix<T, C, R> operator*(matrix<T, C, R> a, msl_given<T> b) {
+  return msl_columns<T, C, R>([&](int i) { return a.columns[i] * b; });
+}
+template <class T, int C, int R>
+inline matrix<T, C, R> operator*(msl_given<T> a, matrix<T, C, R> b) {
+  return msl_columns<T, C, R>([&](int i) { return a * b.columns[i]; });
+}
+template <class T, int C, int R>
+inline vec<T, R> operator*(matrix<T, C, R> a, msl_given<vec<T, C>> b) {
+  vec<T, R> sum = a.columns[0] * b[0];
+  for (int i = 1; i < C; ++i) sum += a.columns[i] * b[i];
+  return sum;
+}
+template <class T, int C, int R>
+inline vec<T, C> operator*(msl_given<vec<T, R>> a, matrix<T, C, R> b) {
+  vec<T, C> result;
+  for (int i = 0; i < C; ++i) result[i] = dot(a, b.columns[i]);
+  return result;
+}
+template <class T, int C, int R, int K>
+inline matrix<T, C, R> operator*(matrix<T, K, R> a, matrix<T, C, K> b) {
+  return msl_columns<T, C, R>([&](int i) { return a * b.columns[i]; });
+}
+template <class T, int C, int R>
+inline bool operator==(matrix<T, C, R> a, matrix<T, C, R> b) {
+  for (int i = 0; i < C; ++i) {
+    if (!all(a.columns[i] == b.columns[i])) return false;
+  }
+  return true;
+}
+template <class T, int C, int R>
+inline bool operator!=(matrix<T, C, R> a, matrix<T, C, R> b) {
+  return !(a == b);
+}
+#define MSL_MATRIX_ASSIGNMENT(op)                                             \
+  template <class T, int C, int R, class B>                                   \
+  inline matrix<T, C, R>& operator op##=(matrix<T, C, R>& a, const B& b) { \
+    return a = a op b;                                                        \
+  }
+MSL_MATRIX_ASSIGNMENT(+)
+MSL_MATRIX_ASSIGNMENT(-)
+MSL_MATRIX_ASSIGNMENT(*)
+#undef MSL_MATRIX_ASSIGNMENT
+
+template <class T, int C, int R>
+inline matrix<T, R, C> transpose(matrix<T, C, R> a) {
+  matrix<T, R, C> result;
+  for (int i = 0; i < C; ++i) {
+    for (int j = 0; j < R; ++j) result.columns[j][i] = a.columns[i][j];
+  }
+  return result;
 }
 
-template <class D, class A, class B, class C>
-MSL_CONVERGENT inline void simdgroup_multiply_accumulate(thread simdgroup_matrix<D, 8, 8>& d,
-                                                         simdgroup_matrix<A, 8, 8> a,
-                                                         simdgroup_matrix<B, 8, 8> b,
-                                                         simdgroup_matrix<C, 8, 8> c, MSL_PLACE) {
-  msl_factors<A, B, C> factors{a, b, c};
-  d = msl_collective<simdgroup_matrix<D, 8, 8>>(&msl_multiply<D, A, B, C>, &factors, nullptr, 0,
-                                                __COUNTER__, MSL_PLACE_HERE);
+template <class T>
+inline T determinant(matrix<T, 2, 2> m) {
+  return m[0][0] * m[1][1] - m[1][0] * m[0][1];
 }
-template <class D, class A, class B>
-MSL_CONVERGENT inline void simdgroup_multiply(thread simdgroup_matrix<D, 8, 8>& d,
-                                              simdgroup_matrix<A, 8, 8> a,
-                                              simdgroup_matrix<B, 8, 8> b, MSL_PLACE) {
-  auto zeros = make_filled_simdgroup_matrix<D, 8>(D(0));
-  simdgroup_multiply_accumulate(d, a, b, zeros, MSL_PLACE_HERE);
+template <class T>
+inline T determinant(matrix<T, 3, 3> m) {
+  return dot(m[0], cross(m[1], m[2]));
+}
+// By the minors of the first row.
+template <class T>
+inline T determinant(matrix<T, 4, 4> m) {
+  T sum = 0;
+  for (int i = 0; i < 4; ++i) {
+    matrix<T, 3, 3> minor;
+    for (int j = 0; j < 3; ++j) minor.columns[j] = m.columns[j < i ? j : j + 1].yzw;
+    T term = m[i][0] * determinant(minor);
+    sum += i % 2 ? -term : term;
+  }
+  return sum;
 }
 }  // namespace metal
+
+#define MSL_MATRICES(type, n)                    \
+  typedef metal::matrix<type, n, 2> type##n##x2; \
+  typedef metal::matrix<type, n, 3> type##n##x3; \
+  typedef metal::matrix<type, n, 4> type##n##x4;
+MSL_MATRICES(float, 2)
+MSL_MATRICES(float, 3)
+MSL_MATRICES(float, 4)
+MSL_MATRICES(half, 2)
+MSL_MATRICES(half, 3)
+MSL_MATRICES(half, 4)
+#undef MSL_MATRICES

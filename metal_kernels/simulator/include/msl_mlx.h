@@ -2,15 +2,6 @@
 // bfloat on them.
 #pragma once
 
-namespace metal {
-struct os_log {
-  template <class... A>
-  void log(A...) const {}
-  template <class... A>
-  void log_debug(A...) const {}
-};
-}  // namespace metal
-
 // The trailing int is the math mode.
 #define MSL_INTERNAL1(name) \
   inline float __metal_##name(float x, int) { return metal::name(x); }

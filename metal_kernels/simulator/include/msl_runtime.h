@@ -51,11 +51,30 @@ unsigned __msl_lane();
 int __msl_reduce_order();  // 0 ascending butterfly, 1 descending butterfly, 2 left to right
 
 // Calls that instrument.py puts into the kernel: before every load and store, and after
-// every store. `space` is the LLVM address space: 1 device, 2 constant, 3 threadgroup.
+// every store. The lowest eight bits of `kind` are the address space of LLVM, 1 device,
+// 2 constant, 3 threadgroup, the others the alignment that the access relies on, if any.
 // __msl_place comes before a SIMD function: where the user's text calls it, which a function
 // of MLX's headers in between does not know.
-void __msl_load(void* address, unsigned size, unsigned site, unsigned space);
-void __msl_store(void* address, unsigned size, unsigned site, unsigned space);
+void __msl_load(void* address, unsigned size, unsigned site, unsigned kind);
+void __msl_store(void* address, unsigned size, unsigned site, unsigned kind);
 void __msl_stored(void* address, unsigned size, unsigned site, unsigned space);
 void __msl_place(unsigned site);
+// What the kernel logs, and the steps of a thread that is traced: what it stored in a private
+// variable, or moved to or from memory. `type` is a letter, and above it how many of them.
+void __msl_log(const char* format, ...);
+void __msl_traced(const void* pointer, const void* variable, unsigned size, unsigned type,
+                  unsigned site, const char* name);
+void __msl_traced_memory(const void* pointer, unsigned type, unsigned site, unsigned is_store);
+// Private variables and arithmetic. __msl_guard: an array with a redzone on both sides, until
+// __msl_unguard, where its function returns; __msl_private: an access by a pointer that may
+// point into one.
+void __msl_guard(void* array, unsigned size);
+void __msl_unguard(unsigned count);
+void __msl_private(void* address, unsigned size, unsigned site);
+void __msl_uninitialised_local(unsigned site);
+void* __msl_no_heap(unsigned long size);
+void __msl_half_overflow(unsigned site);
+void __msl_index_wrap(unsigned a, unsigned b, unsigned site);
+extern unsigned char __msl_written[1 << 16];  // the record of a pointer that was not set: all is
+extern volatile unsigned __msl_loop_site;  // of the loop that went round last
 }

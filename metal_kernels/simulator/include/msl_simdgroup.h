@@ -1,4 +1,4 @@
-// Functions across the lanes of a SIMD-group or a quad, and barriers.
+// Functions across the lanes of a SIMD-group or of its quads of four, and barriers.
 //
 // Each call hands an msl_op to the runtime, which resolves those of all lanes that wait at
 // the same place at once. The place is the caller's: default arguments take it.
@@ -17,31 +17,55 @@ inline bool msl_is_active(unsigned active, int lane) { return active >> lane & 1
 
 enum msl_reduce_order { msl_ascending, msl_descending, msl_sequential };
 
-template <class T, class Op>
+// Of each run of `width` lanes: the SIMD-group or its quads.
+template <class T, class Op, int width>
 void msl_reduce_sequential(msl_op** lanes, unsigned active) {
-  int first = __builtin_ctz(active);
-  T total = *(const T*)lanes[first]->in;
-  for (int i = first + 1; i < msl_lanes; ++i) {
-    if (msl_is_active(active, i)) total = Op()(total, *(const T*)lanes[i]->in);
+  for (int group = 0; group < msl_lanes; group += width) {
+    T total;
+    bool any = false;
+    for (int i = group; i < group + width; ++i) {
+      if (!msl_is_active(active, i)) continue;
+      const T& value = *(const T*)lanes[i]->in;
+      total = any ? Op()(total, value) : value;
+      any = true;
+    }
+    for (int i = group; i < group + width; ++i) {
+      if (msl_is_active(active, i)) *(T*)lanes[i]->out = total;
+    }
   }
-  for (int i = 0; i < msl_lanes; ++i) {
-    if (msl_is_active(active, i)) *(T*)lanes[i]->out = total;
+}
+
+// The butterfly below, of all lanes.
+template <class T, class Op, int width>
+void msl_reduce_all(msl_op** lanes) {
+  T values[2][msl_lanes];
+  for (int i = 0; i < msl_lanes; ++i) values[0][i] = *(const T*)lanes[i]->in;
+  int from = 0;
+  for (int step = 1; step < width; step *= 2, from ^= 1) {
+    int bit = __msl_reduce_order() == msl_descending ? width / 2 / step : step;
+    for (int i = 0; i < msl_lanes; ++i) {
+      values[from ^ 1][i] = Op()(values[from][i & ~bit], values[from][i | bit]);
+    }
   }
+  for (int i = 0; i < msl_lanes; ++i) *(T*)lanes[i]->out = values[from][i];
 }
 
 // A butterfly: lanes exchange with the one whose number differs in one bit. Ascending bits
 // are what Apple's GPUs are said to use.
-template <class T, class Op>
+template <class T, class Op, int width>
 void msl_reduce(msl_op** lanes, unsigned active) {
-  if (__msl_reduce_order() == msl_sequential) return msl_reduce_sequential<T, Op>(lanes, active);
+  if (__msl_reduce_order() == msl_sequential) {
+    return msl_reduce_sequential<T, Op, width>(lanes, active);
+  }
+  if (active == ~0u) return msl_reduce_all<T, Op, width>(lanes);
   T values[msl_lanes];
   bool given[msl_lanes];
   for (int i = 0; i < msl_lanes; ++i) {
     given[i] = msl_is_active(active, i);
     if (given[i]) values[i] = *(const T*)lanes[i]->in;
   }
-  for (int step = 0; step < 5; ++step) {
-    int bit = __msl_reduce_order() == msl_descending ? 16 >> step : 1 << step;
+  for (int step = 1; step < width; step *= 2) {
+    int bit = __msl_reduce_order() == msl_descending ? width / 2 / step : step;
     T next[msl_lanes];
     bool next_given[msl_lanes];
     for (int i = 0; i < msl_lanes; ++i) {
@@ -63,11 +87,15 @@ void msl_reduce(msl_op** lanes, unsigned active) {
   }
 }
 
-template <class T, class Op, bool inclusive>
+template <class T, class Op, bool inclusive, int width>
 void msl_prefix(msl_op** lanes, unsigned active) {
-  T total = Op::template neutral<T>();
+  T total;
   bool any = false;
   for (int i = 0; i < msl_lanes; ++i) {
+    if (i % width == 0) {
+      total = Op::template neutral<T>();
+      any = false;
+    }
     if (!msl_is_active(active, i)) continue;
     T value = *(const T*)lanes[i]->in;
     if (!inclusive) *(T*)lanes[i]->out = total;
@@ -114,33 +142,46 @@ MSL_CONVERGENT inline T msl_collective(void (*resolve)(msl_op**, unsigned), cons
   return out;
 }
 
-#define MSL_REDUCTION(name, Op)                                                                    \
-  template <class T>                                                                               \
-  MSL_CONVERGENT inline T simd_##name(T value, MSL_PLACE) {                                        \
-    msl_check_simd_type<T>();                                                                      \
-    return msl_collective<T>(&msl_reduce<T, Op>, &value, nullptr, 0, __COUNTER__, MSL_PLACE_HERE); \
+#define MSL_REDUCTION_IN(group, width, name, Op)                                         \
+  template <class T>                                                                     \
+  MSL_CONVERGENT inline T group##_##name(T value, MSL_PLACE) {                           \
+    msl_check_simd_type<T>();                                                            \
+    return msl_collective<T>(&msl_reduce<T, Op, width>, &value, nullptr, 0, __COUNTER__, \
+                             MSL_PLACE_HERE);                                            \
   }
-MSL_REDUCTION(sum, msl_sum)
-MSL_REDUCTION(product, msl_product)
-MSL_REDUCTION(min, msl_min)
-MSL_REDUCTION(max, msl_max)
-MSL_REDUCTION(and, msl_and)
-MSL_REDUCTION(or, msl_or)
-MSL_REDUCTION(xor, msl_xor)
-#undef MSL_REDUCTION
-
-#define MSL_PREFIX(name, Op, inclusive)                                                      \
-  template <class T>                                                                         \
-  MSL_CONVERGENT inline T simd_prefix_##name(T value, MSL_PLACE) {                           \
-    msl_check_simd_type<T>();                                                                \
-    return msl_collective<T>(&msl_prefix<T, Op, inclusive>, &value, nullptr, 0, __COUNTER__, \
-                             MSL_PLACE_HERE);                                                \
+#define MSL_BITWISE_IN(group, width, name, Op)                                                  \
+  template <class T>                                                                            \
+  MSL_CONVERGENT inline T group##_##name(T value, MSL_PLACE) {                                  \
+    msl_check_simd_type<T>();                                                                   \
+    static_assert(is_integral_v<typename msl_shape<T>::element>, "bits are those of integers"); \
+    return msl_collective<T>(&msl_reduce<T, Op, width>, &value, nullptr, 0, __COUNTER__,        \
+                             MSL_PLACE_HERE);                                                   \
   }
-MSL_PREFIX(inclusive_sum, msl_sum, true)
-MSL_PREFIX(exclusive_sum, msl_sum, false)
-MSL_PREFIX(inclusive_product, msl_product, true)
-MSL_PREFIX(exclusive_product, msl_product, false)
-#undef MSL_PREFIX
+#define MSL_PREFIX_IN(group, width, name, Op, inclusive)                               \
+  template <class T>                                                                   \
+  MSL_CONVERGENT inline T group##_prefix_##name(T value, MSL_PLACE) {                  \
+    msl_check_simd_type<T>();                                                          \
+    return msl_collective<T>(&msl_prefix<T, Op, inclusive, width>, &value, nullptr, 0, \
+                             __COUNTER__, MSL_PLACE_HERE);                             \
+  }
+#define MSL_REDUCTIONS(group, width)                                \
+  MSL_REDUCTION_IN(group, width, sum, msl_sum)                      \
+  MSL_REDUCTION_IN(group, width, product, msl_product)              \
+  MSL_REDUCTION_IN(group, width, min, msl_min)                      \
+  MSL_REDUCTION_IN(group, width, max, msl_max)                      \
+  MSL_BITWISE_IN(group, width, and, msl_and)                        \
+  MSL_BITWISE_IN(group, width, or, msl_or)                          \
+  MSL_BITWISE_IN(group, width, xor, msl_xor)                        \
+  MSL_PREFIX_IN(group, width, inclusive_sum, msl_sum, true)         \
+  MSL_PREFIX_IN(group, width, exclusive_sum, msl_sum, false)        \
+  MSL_PREFIX_IN(group, width, inclusive_product, msl_product, true) \
+  MSL_PREFIX_IN(group, width, exclusive_product, msl_product, false)
+MSL_REDUCTIONS(simd, 32)
+MSL_REDUCTIONS(quad, 4)
+#undef MSL_REDUCTIONS
+#undef MSL_PREFIX_IN
+#undef MSL_BITWISE_IN
+#undef MSL_REDUCTION_IN
 
 // ---- shuffles
 
@@ -187,37 +228,36 @@ void msl_shuffle(msl_op** lanes, unsigned active) {
   }
 }
 
-#define MSL_SHUFFLE(name, direction)                                                           \
+#define MSL_SHUFFLE_IN(group, width, name, direction)                                             \
+  template <class T>                                                                              \
+  MSL_CONVERGENT inline T group##_##name(T value, ushort argument, MSL_PLACE) {                   \
+    msl_check_simd_type<T>();                                                                     \
+    return msl_collective<T>(&msl_shuffle<T, direction, width, false>, &value, nullptr, argument, \
+                             __COUNTER__, MSL_PLACE_HERE);                                        \
+  }
+#define MSL_FILL_IN(group, width, name, direction)                                             \
   template <class T>                                                                           \
-  MSL_CONVERGENT inline T simd_##name(T value, ushort argument, MSL_PLACE) {                   \
+  MSL_CONVERGENT inline T group##_shuffle_and_fill_##name(T value, T fill, ushort argument,    \
+                                                          MSL_PLACE) {                         \
     msl_check_simd_type<T>();                                                                  \
-    return msl_collective<T>(&msl_shuffle<T, direction, 32, false>, &value, nullptr, argument, \
-                             __COUNTER__, MSL_PLACE_HERE);                                     \
-  }                                                                                            \
-  template <class T>                                                                           \
-  MSL_CONVERGENT inline T quad_##name(T value, ushort argument, MSL_PLACE) {                   \
-    return msl_collective<T>(&msl_shuffle<T, direction, 4, false>, &value, nullptr, argument,  \
+    return msl_collective<T>(&msl_shuffle<T, direction, width, true>, &value, &fill, argument, \
                              __COUNTER__, MSL_PLACE_HERE);                                     \
   }
-MSL_SHUFFLE(shuffle, msl_from_lane)
-MSL_SHUFFLE(broadcast, msl_from_lane)
-MSL_SHUFFLE(shuffle_xor, msl_from_xor)
-MSL_SHUFFLE(shuffle_up, msl_from_below)
-MSL_SHUFFLE(shuffle_down, msl_from_above)
-MSL_SHUFFLE(shuffle_rotate_up, msl_rotate_up)
-MSL_SHUFFLE(shuffle_rotate_down, msl_rotate_down)
-#undef MSL_SHUFFLE
-
-#define MSL_SHUFFLE_AND_FILL(name, direction)                                               \
-  template <class T>                                                                        \
-  MSL_CONVERGENT inline T simd_shuffle_and_fill_##name(T value, T fill, ushort argument,    \
-                                                       MSL_PLACE) {                         \
-    return msl_collective<T>(&msl_shuffle<T, direction, 32, true>, &value, &fill, argument, \
-                             __COUNTER__, MSL_PLACE_HERE);                                  \
-  }
-MSL_SHUFFLE_AND_FILL(up, msl_from_below)
-MSL_SHUFFLE_AND_FILL(down, msl_from_above)
-#undef MSL_SHUFFLE_AND_FILL
+#define MSL_SHUFFLES(group, width)                                   \
+  MSL_SHUFFLE_IN(group, width, shuffle, msl_from_lane)               \
+  MSL_SHUFFLE_IN(group, width, broadcast, msl_from_lane)             \
+  MSL_SHUFFLE_IN(group, width, shuffle_xor, msl_from_xor)            \
+  MSL_SHUFFLE_IN(group, width, shuffle_up, msl_from_below)           \
+  MSL_SHUFFLE_IN(group, width, shuffle_down, msl_from_above)         \
+  MSL_SHUFFLE_IN(group, width, shuffle_rotate_up, msl_rotate_up)     \
+  MSL_SHUFFLE_IN(group, width, shuffle_rotate_down, msl_rotate_down) \
+  MSL_FILL_IN(group, width, up, msl_from_below)                      \
+  MSL_FILL_IN(group, width, down, msl_from_above)
+MSL_SHUFFLES(simd, 32)
+MSL_SHUFFLES(quad, 4)
+#undef MSL_SHUFFLES
+#undef MSL_FILL_IN
+#undef MSL_SHUFFLE_IN
 
 // The same in each run of `modulo` lanes.
 template <class T>
@@ -237,47 +277,6 @@ MSL_CONVERGENT inline T simd_shuffle_and_fill_down(T value, T fill, ushort delta
   T moved = simd_shuffle(value, is_inside ? lane + delta : lane, MSL_PLACE_HERE);
   T filled = simd_shuffle(fill, is_inside ? lane : lane + delta - modulo, MSL_PLACE_HERE);
   return is_inside ? moved : filled;
-}
-
-// ---- votes
-
-struct simd_vote {
-  using vote_t = ulong;
-  ulong mask;
-  explicit simd_vote(ulong lanes) : mask(lanes) {}
-  explicit operator ulong() const { return mask; }
-};
-
-inline void msl_ballot(msl_op** lanes, unsigned active) {
-  ulong votes = 0;
-  for (int i = 0; i < msl_lanes; ++i) {
-    if (msl_is_active(active, i) && *(const bool*)lanes[i]->in) votes |= 1ul << i;
-  }
-  for (int i = 0; i < msl_lanes; ++i) {
-    if (msl_is_active(active, i)) *(ulong*)lanes[i]->out = votes;
-  }
-}
-
-MSL_CONVERGENT inline simd_vote simd_ballot(bool vote, MSL_PLACE) {
-  return simd_vote(
-      msl_collective<ulong>(&msl_ballot, &vote, nullptr, 0, __COUNTER__, MSL_PLACE_HERE));
-}
-MSL_CONVERGENT inline simd_vote simd_active_threads_mask(MSL_PLACE) {
-  return simd_ballot(true, MSL_PLACE_HERE);
-}
-MSL_CONVERGENT inline bool simd_any(bool vote, MSL_PLACE) {
-  return simd_ballot(vote, MSL_PLACE_HERE).mask != 0;
-}
-MSL_CONVERGENT inline bool simd_all(bool vote, MSL_PLACE) {
-  return simd_ballot(!vote, MSL_PLACE_HERE).mask == 0;
-}
-MSL_CONVERGENT inline bool simd_is_first(MSL_PLACE) {
-  return __builtin_ctzl(simd_active_threads_mask(MSL_PLACE_HERE).mask) == (int)__msl_lane();
-}
-template <class T>
-MSL_CONVERGENT inline T simd_broadcast_first(T value, MSL_PLACE) {
-  ulong active = simd_active_threads_mask(MSL_PLACE_HERE).mask;
-  return simd_shuffle(value, (ushort)__builtin_ctzl(active), MSL_PLACE_HERE);
 }
 
 // ---- barriers

@@ -1,4 +1,4 @@
-// Type traits and numeric limits.
+// Type traits.
 #pragma once
 
 namespace metal {
@@ -41,34 +41,116 @@ template <bool B, class T, class F>
 using conditional_t = typename conditional<B, T, F>::type;
 
 template <class... B>
-struct _disjunction : bool_constant<(B::value || ...)> {};
+struct disjunction : bool_constant<(B::value || ...)> {};
+template <class... B>
+struct conjunction : bool_constant<(B::value && ...)> {};
+template <class B>
+struct negation : bool_constant<!B::value> {};
+// what MLX calls it
+template <class... B>
+using _disjunction = disjunction<B...>;
+template <class...>
+struct msl_make_void {
+  using type = void;
+};
+template <class... T>
+using msl_void_t = typename msl_make_void<T...>::type;
 
-template <class T>
-struct remove_reference {
-  using type = T;
-};
-template <class T>
-struct remove_reference<T&> {
-  using type = T;
-};
+// A trait that changes a type, with its alias: the type itself, but for the patterns below.
+#define MSL_CHANGE(name) \
+  template <class T>     \
+  struct name {          \
+    using type = T;      \
+  };                     \
+  template <class T>     \
+  using name##_t = typename name<T>::type;
+#define MSL_CHANGES(name, from, to) \
+  template <class T>                \
+  struct name<from> {               \
+    using type = to;                \
+  };
+MSL_CHANGE(remove_reference)
+MSL_CHANGES(remove_reference, T&, T)
+MSL_CHANGES(remove_reference, T&&, T)
+MSL_CHANGE(remove_const)
+MSL_CHANGES(remove_const, const T, T)
+MSL_CHANGE(remove_volatile)
+MSL_CHANGES(remove_volatile, volatile T, T)
 template <class T>
 struct remove_cv {
-  using type = T;
-};
-template <class T>
-struct remove_cv<const T> {
-  using type = T;
-};
-template <class T>
-struct remove_cv<volatile T> {
-  using type = T;
-};
-template <class T>
-struct remove_cv<const volatile T> {
-  using type = T;
+  using type = remove_volatile_t<remove_const_t<T>>;
 };
 template <class T>
 using remove_cv_t = typename remove_cv<T>::type;
+template <class T>
+using add_const_t = const T;
+template <class T>
+using add_volatile_t = volatile T;
+MSL_CHANGE(remove_pointer)
+MSL_CHANGES(remove_pointer, T*, T)
+MSL_CHANGES(remove_pointer, T* const, T)
+MSL_CHANGE(remove_extent)
+MSL_CHANGES(remove_extent, T[], T)
+template <class T, ulong N>
+struct remove_extent<T[N]> {
+  using type = T;
+};
+#define MSL_REMOVES_SPACE(space)            \
+  MSL_CHANGES(remove_addrspace, space T, T) \
+  MSL_CHANGES(remove_addrspace, const space T, const T)
+MSL_CHANGE(remove_addrspace)
+MSL_REMOVES_SPACE(device)
+MSL_REMOVES_SPACE(threadgroup)
+MSL_REMOVES_SPACE(__attribute__((address_space(2))))
+#undef MSL_REMOVES_SPACE
+// A parameter type from which nothing is deduced.
+template <class T>
+using msl_given = conditional_t<true, T, T>;
+// The type without reference, address space, const and volatile.
+template <class T>
+using msl_value_t = remove_cv_t<remove_addrspace_t<remove_cv_t<remove_reference_t<T>>>>;
+
+template <class T>
+struct is_void : is_same<void, remove_cv_t<T>> {};
+template <class T>
+struct is_const : bool_constant<!is_same_v<T, remove_const_t<T>>> {};
+template <class T>
+struct is_volatile : bool_constant<!is_same_v<T, remove_volatile_t<T>>> {};
+template <class T>
+struct is_pointer : bool_constant<!is_same_v<T, remove_pointer_t<T>>> {};
+template <class T>
+struct is_array : bool_constant<!is_same_v<T, remove_extent_t<T>>> {};
+template <class T>
+struct is_reference : bool_constant<!is_same_v<T, remove_reference_t<T>>> {};
+template <class T>
+struct is_lvalue_reference : false_type {};
+template <class T>
+struct is_lvalue_reference<T&> : true_type {};
+template <class T>
+struct is_enum : bool_constant<__is_enum(T)> {};
+template <class T>
+struct is_union : bool_constant<__is_union(T)> {};
+template <class T>
+struct is_class : bool_constant<__is_class(T)> {};
+template <class T>
+struct is_trivial : bool_constant<__is_trivial(T)> {};
+template <class B, class D>
+struct is_base_of : bool_constant<__is_base_of(B, D)> {};
+template <class T>
+struct underlying_type {
+  using type = __underlying_type(T);
+};
+template <class T>
+using underlying_type_t = typename underlying_type<T>::type;
+template <class T>
+struct alignment_of : integral_constant<size_t, alignof(T)> {};
+template <class T>
+struct decay {
+  using U = remove_reference_t<T>;
+  using type = conditional_t<is_array<U>::value, remove_extent_t<U>*, remove_cv_t<U>>;
+};
+template <class T>
+using decay_t = typename decay<T>::type;
 
 template <class T, class... Types>
 constexpr bool msl_is_one_of = (is_same_v<T, Types> || ...);
@@ -89,82 +171,68 @@ template <class T>
 struct is_integral : bool_constant<is_integral_v<T>> {};
 template <class T>
 struct is_signed : bool_constant<is_signed_v<T>> {};
+template <class T>
+struct is_arithmetic : bool_constant<is_integral_v<T> || is_floating_point_v<T>> {};
+
+#define MSL_TRAIT_VALUE(name) \
+  template <class T>          \
+  constexpr bool name##_v = name<T>::value;
+MSL_TRAIT_VALUE(is_void)
+MSL_TRAIT_VALUE(is_const)
+MSL_TRAIT_VALUE(is_volatile)
+MSL_TRAIT_VALUE(is_pointer)
+MSL_TRAIT_VALUE(is_array)
+MSL_TRAIT_VALUE(is_reference)
+MSL_TRAIT_VALUE(is_lvalue_reference)
+MSL_TRAIT_VALUE(is_enum)
+MSL_TRAIT_VALUE(is_union)
+MSL_TRAIT_VALUE(is_class)
+MSL_TRAIT_VALUE(is_trivial)
+MSL_TRAIT_VALUE(is_arithmetic)
+#undef MSL_TRAIT_VALUE
+template <class B, class D>
+constexpr bool is_base_of_v = is_base_of<B, D>::value;
 
 template <class T>
-T&& msl_declval();
+struct is_vector : bool_constant<(msl_shape<T>::size > 1)> {};
+template <class T>
+struct is_scalar : bool_constant<is_arithmetic<T>::value || is_enum_v<T> || is_pointer_v<T>> {};
+template <class T>
+constexpr bool is_vector_v = is_vector<T>::value;
+template <class T>
+constexpr bool is_scalar_v = is_scalar<T>::value;
+
+template <class T>
+T&& declval();
 template <class T>
 void msl_sink(T);
 template <class From, class To, class = void>
 struct is_convertible : false_type {};
 template <class From, class To>
-struct is_convertible<From, To, decltype(msl_sink<To>(msl_declval<From>()))> : true_type {};
+struct is_convertible<From, To, decltype(msl_sink<To>(declval<From>()))> : true_type {};
 template <class From, class To>
 constexpr bool is_convertible_v = is_convertible<From, To>::value;
 
-template <class T>
-struct make_unsigned {
-  using type = T;
-};
-template <>
-struct make_unsigned<char> {
-  using type = uchar;
-};
+MSL_CHANGE(make_unsigned)
+MSL_CHANGE(make_signed)
+#define MSL_SIGNS(signed_type, unsigned_type) \
+  template <>                                 \
+  struct make_unsigned<signed_type> {         \
+    using type = unsigned_type;               \
+  };                                          \
+  template <>                                 \
+  struct make_signed<unsigned_type> {         \
+    using type = signed_type;                 \
+  };
+MSL_SIGNS(char, uchar)
+MSL_SIGNS(short, ushort)
+MSL_SIGNS(int, uint)
+MSL_SIGNS(long, ulong)
+#undef MSL_SIGNS
 template <>
 struct make_unsigned<int8_t> {
   using type = uchar;
 };
-template <>
-struct make_unsigned<short> {
-  using type = ushort;
-};
-template <>
-struct make_unsigned<int> {
-  using type = uint;
-};
-template <>
-struct make_unsigned<long> {
-  using type = ulong;
-};
-template <class T>
-using make_unsigned_t = typename make_unsigned<T>::type;
-
-template <class T>
-struct numeric_limits;
-
-#define MSL_LIMITS(type, least, most)                                \
-  template <>                                                        \
-  struct numeric_limits<type> {                                      \
-    static constexpr type max() { return most; }                     \
-    static constexpr type min() { return least; }                    \
-    static constexpr type lowest() { return least; }                 \
-    static constexpr bool is_signed = (least) != 0;                  \
-    static constexpr int digits = sizeof(type) * 8 - ((least) != 0); \
-  };
-MSL_LIMITS(bool, false, true)
-MSL_LIMITS(char, -128, 127)
-MSL_LIMITS(int8_t, -128, 127)
-MSL_LIMITS(uchar, 0, 255)
-MSL_LIMITS(short, -32768, 32767)
-MSL_LIMITS(ushort, 0, 65535)
-MSL_LIMITS(int, -2147483647 - 1, 2147483647)
-MSL_LIMITS(uint, 0u, 4294967295u)
-MSL_LIMITS(long, -9223372036854775807L - 1, 9223372036854775807L)
-MSL_LIMITS(ulong, 0ul, 18446744073709551615ul)
-#undef MSL_LIMITS
-
-#define MSL_LIMITS(type, most, least, step)                                \
-  template <>                                                              \
-  struct numeric_limits<type> {                                            \
-    static constexpr type max() { return (type)(most); }                   \
-    static constexpr type min() { return (type)(least); }                  \
-    static constexpr type lowest() { return (type)(-(most)); }             \
-    static constexpr type infinity() { return (type)__builtin_inff(); }    \
-    static constexpr type quiet_NaN() { return (type)__builtin_nanf(""); } \
-    static constexpr type epsilon() { return (type)(step); }               \
-    static constexpr bool is_signed = true;                                \
-  };
-MSL_LIMITS(float, FLT_MAX, FLT_MIN, FLT_EPSILON)
-MSL_LIMITS(half, 65504.f, 6.103515625e-05f, 0.0009765625f)
-MSL_LIMITS(bfloat, 3.3895313892515355e38f, FLT_MIN, 0.0078125f)
-#undef MSL_LIMITS
+#undef MSL_CHANGES
+#undef MSL_CHANGE
 }  // namespace metal

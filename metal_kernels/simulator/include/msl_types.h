@@ -1,6 +1,7 @@
 // Scalar types, Metal's keywords and constants.
 #pragma once
 
+#include "msl_constants.h"
 #include "msl_runtime.h"
 
 #define __METAL__ 1
@@ -67,10 +68,11 @@ MSL_VECTORS(half)
 MSL_VECTORS(float)
 MSL_VECTORS(bfloat)
 #undef MSL_VECTORS
-// clang's vectors of bool are bit masks
-typedef msl_vector<uchar, 2> bool2;
-typedef msl_vector<uchar, 3> bool3;
-typedef msl_vector<uchar, 4> bool4;
+// clang's vectors of bool are bit masks. char4 is a vector of plain char, so that signed char
+// tells these apart.
+typedef msl_vector<int8_t, 2> bool2;
+typedef msl_vector<int8_t, 3> bool3;
+typedef msl_vector<int8_t, 4> bool4;
 
 // The numbers are those that instrument.py watches.
 #define kernel
@@ -78,24 +80,6 @@ typedef msl_vector<uchar, 4> bool4;
 #define device __attribute__((address_space(1)))
 #define constant const __attribute__((address_space(2)))  // constant implies const in Metal
 #define threadgroup __attribute__((address_space(3)))
-
-#define INFINITY (__builtin_inff())
-#define NAN (__builtin_nanf(""))
-#define HUGE_VALF (__builtin_inff())
-#define FLT_MAX 3.40282346638528859812e+38F
-#define FLT_MIN 1.17549435082228750797e-38F
-#define FLT_EPSILON 1.1920928955078125e-7F
-#define HALF_MAX ((half)65504.f)
-#define INT_MAX 2147483647
-#define INT_MIN (-2147483647 - 1)
-#define UINT_MAX 4294967295u
-#define M_PI_F 3.14159265358979323846264338327950288f
-#define M_E_F 2.71828182845904523536028747135266250f
-#define M_LN2_F 0.693147180559945309417232121458176568f
-#define M_LOG2E_F 1.44269504088896340735992468100189214f
-#define M_SQRT2_F 1.41421356237309504880168872420969808f
-#define M_SQRT1_2_F 0.707106781186547524400844362104849039f
-#define M_2_SQRTPI_F 1.12837916709551257389615890312154517f
 
 template <class T, class F>
 constexpr inline T as_type(F x) {

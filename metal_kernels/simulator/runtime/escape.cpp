@@ -13,6 +13,8 @@ constexpr int kTimeLimitSignal = SIGURG;
 constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, kTimeLimitSignal};
 constexpr int kSignalCount = sizeof kSignals / sizeof *kSignals;
 
+volatile unsigned __msl_loop_site = kNone;
+
 static sigjmp_buf escape;
 static volatile sig_atomic_t is_running;
 static pthread_t runner;
@@ -110,7 +112,8 @@ static void stop_watchdog(Watchdog* watchdog) {
 
 static void report_fault(Place place) {
   char message[160];
-  if (is_stack_guard(fault_address)) {
+  if (launch.current && is_on_stack(fault_address) &&
+      is_stack_guard(fault_address)) {
     snprintf(message, sizeof message,
              "a thread's private variables and calls take more than %u bytes of stack",
              launch.config.stack_bytes);
@@ -123,8 +126,11 @@ static void report_fault(Place place) {
 }
 
 static void report_escape(int reason) {
-  Place place = launch.current ? launch.current->place : Place{};
-  if (reason == kTimeLimit) {
+  Place place = launch.current ? *launch.current->place : kNowhere;
+  if (reason == kTimeLimit && __msl_loop_site != kNone) {
+    report(MSL_TIMEOUT, launch.sites[__msl_loop_site], "", 0,
+           "the time limit is reached; this loop went round last");
+  } else if (reason == kTimeLimit) {
     report(MSL_TIMEOUT, place, "", 0,
            "the time limit is reached; the place is where the thread was last seen");
   } else if (reason == kFault) {
@@ -132,10 +138,19 @@ static void report_escape(int reason) {
   }
 }
 
+uint32_t run_escaping(void (*run)()) {
+  int reason = sigsetjmp(escape, 1);
+  if (reason == 0) {
+    run();
+  }
+  return (uint32_t)reason;
+}
+
 uint32_t run_guarded(void (*run)()) {
   static Handlers saved;
   static Watchdog watchdog;
   runner = pthread_self();
+  __msl_loop_site = kNone;
   install_handlers(&saved);
   int reason = sigsetjmp(escape, 1);
   if (reason == 0) {

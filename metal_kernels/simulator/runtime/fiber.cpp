@@ -29,8 +29,10 @@ asm(".text\n"
     "  popq %r12\n"
     "  popq %rbx\n"
     "  popq %rbp\n"
-    "  ret\n");
-// six registers, the address that `ret` takes, and a word that aligns the stack
+    // not `ret`, whose target the processor expects to be that of the last call
+    "  popq %rcx\n"
+    "  jmp *%rcx\n");
+// six registers, the address to go on at, and a word that aligns the stack
 constexpr size_t kSavedWords = 8;
 constexpr size_t kReturnAddress = 6;
 #elif defined(__aarch64__)
@@ -105,28 +107,41 @@ bool is_stack_guard(uint64_t address) {
   return stacks && offset < stack_size * kMostThreads && offset % stack_size < page;
 }
 
+bool is_on_stack(uint64_t address) {
+  uint64_t start = (uint64_t)stacks + (uint64_t)(launch.current - launch.fibers) * stack_size;
+  return address - start < stack_size;
+}
+
 static void fiber_main() {
-  launch.entry(launch.arguments, &launch.current->thread);
+  if (launch.is_plain) {
+    run_plain_threads();
+  } else {
+    launch.entry(launch.arguments, &launch.current->thread);
+  }
   launch.current->state = kDone;
   yield_to_scheduler();
   __builtin_trap();  // a thread that is done is not run again
 }
 
-void start_fiber(uint32_t index) {
+void start_fiber(Fiber* fiber) {
+  size_t index = (size_t)(fiber - launch.fibers);
   // shifted, or the stacks of all threads would compete for the same lines of the cache
   size_t shift = index * 336 % 4096 / 16 * 16;
   uint64_t* top = (uint64_t*)(stacks + (index + 1) * stack_size - shift);
   uint64_t* frame = top - kSavedWords;
   memset(frame, 0, kSavedWords * sizeof(uint64_t));
   frame[kReturnAddress] = (uint64_t)(void*)fiber_main;
-  launch.fibers[index].stack_pointer = frame;
-  launch.fibers[index].state = kReady;
-  launch.fibers[index].place = {};
-  launch.fibers[index].simd_place = {};
+  fiber->stack_pointer = frame;
+  fiber->state = kReady;
+  fiber->place = &kNowhere;
+  fiber->simd_place = {};
+  fiber->guards = 0;
+  fiber->atomics = 0;
 }
 
 void run_fiber(Fiber* fiber) {
   launch.current = fiber;
+  launch.interval = launch.simdgroups[fiber->thread.simdgroup].synchronised;
   msl_switch(&scheduler_stack_pointer, fiber->stack_pointer);
   launch.current = nullptr;
 }

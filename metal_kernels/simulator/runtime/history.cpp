@@ -13,7 +13,13 @@ constexpr uint64_t kSector = 32;
 constexpr int64_t kBufferRedzone = 60000;
 constexpr int64_t kVariableRedzone = 64;
 
+// What instrument.py tells of an access: its address space and its alignment.
 constexpr uint32_t kConstantAddressSpace = 2;
+constexpr uint32_t kSpaceMask = 0xff;
+constexpr uint32_t kAlignmentShift = 8;
+
+// A thread that makes many atomic operations may wait for another one to make its own.
+constexpr uint32_t kAtomicsInTurn = 64;
 
 // How an earlier access stands to one that is made now; later values are worse.
 enum Order { kOrdered, kLockstep, kRace };
@@ -52,17 +58,10 @@ void forget_accesses() {
   }
 }
 
-bool is_written(const Watched& watched, const Shadow& shadow) {
-  bool was_stored = watched.space == kThreadgroupMemory
-                        ? shadow.store.time >= launch.threadgroup_start
-                        : shadow.store.time != 0;
-  return watched.buffer->initialised || was_stored;
-}
-
 // ---- bounds
 
 static void report_outside(uint64_t address, uint32_t size, bool is_store) {
-  Place place = launch.current->place;
+  Place place = *launch.current->place;
   const char* verb = is_store ? "stores" : "loads";
   char message[160];
   int64_t offset = 0;
@@ -100,18 +99,22 @@ static Watched* buffer_of(uint64_t address, uint32_t size, bool is_store, Watche
 
 // ---- traffic
 
-static void count_sectors(uint64_t* counted_in, msl_traffic& traffic, const Request& request) {
-  uint64_t interval = launch.simdgroups[launch.current->thread.simdgroup].synchronised;
-  uint64_t last = (request.offset + request.size - 1) / kSector;
-  for (uint64_t s = request.offset / kSector; s <= last; ++s) {
-    if (counted_in[s] != interval) {
-      counted_in[s] = interval;
-      traffic.sector_bytes += kSector;
-    }
+static inline void count_sector(uint32_t& counted_in, msl_traffic& traffic) {
+  if (counted_in != launch.interval) {
+    counted_in = launch.interval;
+    traffic.sector_bytes += kSector;
   }
 }
 
-static inline void count_distinct(msl_traffic& traffic, uint32_t element_shift, uint64_t last) {
+static inline void count_sectors(uint32_t* counted_in, msl_traffic& traffic,
+                                 const Request& request) {
+  uint64_t last = (request.offset + request.size - 1) / kSector;
+  for (uint64_t s = request.offset / kSector; s <= last; ++s) {
+    count_sector(counted_in[s], traffic);
+  }
+}
+
+static inline void count_distinct(msl_traffic& traffic, uint32_t element_shift, uint32_t last) {
   if (last < launch.threadgroup_start) {
     uint64_t bytes = 1ull << element_shift;
     traffic.threadgroup_bytes += bytes;
@@ -174,7 +177,7 @@ static void report_conflict(msl_kind kind, const Access& earlier, const char* bu
   char message[160];
   snprintf(message, sizeof message, "%s byte %llu that %s %s%s", verb, (unsigned long long)offset,
            other, other_verb, between);
-  report(kind, launch.current->place, buffer, (int64_t)offset, message,
+  report(kind, *launch.current->place, buffer, (int64_t)offset, message,
          {earlier.thread, (int)earlier.line});
 }
 
@@ -231,7 +234,7 @@ static void check_loads(const Watched& watched, uint64_t element, const Access& 
 // ---- elements
 
 static void report_uninitialised(const Watched& watched, uint64_t element) {
-  report(MSL_UNINITIALISED_READ, launch.current->place, watched.buffer->name,
+  report(MSL_UNINITIALISED_READ, *launch.current->place, watched.buffer->name,
          (int64_t)(element << watched.element_shift), "loads memory that nobody has written");
 }
 
@@ -298,10 +301,22 @@ static inline void store_elements(const Watched& watched, const Request& request
   }
 }
 
-static inline void access(void* pointer, uint32_t size, bool is_store, bool is_atomic, Place place,
-                          Watched*& remembered) {
+static void report_misaligned(uint64_t address, uint32_t size, uint32_t alignment, Place place) {
+  int64_t offset = 0;
+  msl_buffer* buffer = nearest_buffer(address, &offset);
+  char message[160];
+  snprintf(message, sizeof message, "accesses %u bytes at byte %lld, which is no multiple of %u",
+           size, (long long)offset, alignment);
+  report(MSL_MISALIGNED, place, buffer ? buffer->name : "", offset, message);
+}
+
+static inline void access(void* pointer, uint32_t size, bool is_store, bool is_atomic,
+                          const Place* place, uint32_t alignment, Watched*& remembered) {
   launch.current->place = place;
   uint64_t address = (uint64_t)pointer;
+  if (alignment && address & (alignment - 1)) {
+    report_misaligned(address, size, alignment, *place);
+  }
   Watched* found = size ? buffer_of(address, size, is_store, remembered) : nullptr;
   if (!found) {
     return;
@@ -312,12 +327,17 @@ static inline void access(void* pointer, uint32_t size, bool is_store, bool is_a
   request.offset = address - (uint64_t)buffer->base;
   request.size = size;
   request.access = {launch.now, launch.current->thread.index_in_threadgroup,
-                    (uint32_t)place.line & INT32_MAX, is_atomic};
+                    (uint32_t)(place->line < kMostLines ? place->line : kMostLines), is_atomic};
   msl_traffic& traffic = is_store ? buffer->stores : buffer->loads;
   traffic.count++;
   traffic.bytes += size;
+  if (watched.map) {
+    uint64_t column = request.offset * kMapColumns / watched.size;
+    uint64_t row = (is_store ? kMapRows : 0) + launch.map_row;
+    watched.map[row * kMapColumns + column] += size;
+  }
   if (is_store && !watched.shadows) {
-    report(MSL_WRITE_TO_INPUT, place, buffer->name, (int64_t)request.offset,
+    report(MSL_WRITE_TO_INPUT, *place, buffer->name, (int64_t)request.offset,
            "stores to a read-only buffer");
     return;
   }
@@ -337,15 +357,40 @@ static bool yields_at_memory() {
   return may_yield && random_number() % 4 == 0;
 }
 
-extern "C" void __msl_load(void* address, unsigned size, unsigned site, unsigned space) {
-  access(address, size, false, false, launch.sites[site], buffer_of_site[site % kRememberedSites]);
-  if (space != kConstantAddressSpace && yields_at_memory()) {
+// The shortest way: one element of a buffer that is only read, as most loads are. Returns
+// whether it was one.
+static inline bool load_input(const Watched& watched, uint64_t address, uint32_t size,
+                              uint32_t alignment) {
+  uint64_t offset = address - watched.base;
+  bool is_element = size == 1u << watched.element_shift && !(address & (size - 1)) &&
+                    alignment <= size && offset < watched.size;
+  if (!watched.load_times || !is_element || watched.map) {
+    return false;
+  }
+  msl_traffic& traffic = watched.buffer->loads;
+  traffic.count++;
+  traffic.bytes += size;
+  count_sector(watched.loaded_in[offset / kSector], traffic);
+  uint32_t& last = watched.load_times[offset >> watched.element_shift];
+  count_distinct(traffic, watched.element_shift, last);
+  last = launch.now;
+  return true;
+}
+
+extern "C" void __msl_load(void* address, unsigned size, unsigned site, unsigned kind) {
+  Watched*& remembered = buffer_of_site[site % kRememberedSites];
+  launch.current->place = &launch.sites[site];
+  if (!load_input(*remembered, (uint64_t)address, size, kind >> kAlignmentShift)) {
+    access(address, size, false, false, &launch.sites[site], kind >> kAlignmentShift, remembered);
+  }
+  if ((kind & kSpaceMask) != kConstantAddressSpace && yields_at_memory()) {
     yield_to_scheduler();
   }
 }
 
-extern "C" void __msl_store(void* address, unsigned size, unsigned site, unsigned) {
-  access(address, size, true, false, launch.sites[site], buffer_of_site[site % kRememberedSites]);
+extern "C" void __msl_store(void* address, unsigned size, unsigned site, unsigned kind) {
+  access(address, size, true, false, &launch.sites[site], kind >> kAlignmentShift,
+         buffer_of_site[site % kRememberedSites]);
 }
 
 extern "C" void __msl_stored(void*, unsigned, unsigned, unsigned) {
@@ -359,15 +404,17 @@ extern "C" void __msl_stored(void*, unsigned, unsigned, unsigned) {
 
 extern "C" void __msl_atomic(void* address, unsigned size, int kind, const char* file, int line,
                              int column) {
-  if (launch.config.order == MSL_RANDOM && random_number() % 2) {
+  bool waits = ++launch.current->atomics % kAtomicsInTurn == 0;
+  if (waits || (launch.config.order == MSL_RANDOM && random_number() % 2)) {
     yield_to_scheduler();
   }
   launch.result->atomics++;
-  Place place = {line, column, file};
+  launch.current->own_place = {line, column, file};
+  const Place* place = &launch.current->own_place;
   if (kind != MSL_ATOMIC_STORE) {
-    access(address, size, false, true, place, buffer_of_atomics);
+    access(address, size, false, true, place, size, buffer_of_atomics);
   }
   if (kind != MSL_ATOMIC_LOAD) {
-    access(address, size, true, true, place, buffer_of_atomics);
+    access(address, size, true, true, place, size, buffer_of_atomics);
   }
 }

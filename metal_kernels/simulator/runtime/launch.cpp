@@ -55,32 +55,42 @@ static void divide(const msl_config& config) {
   }
 }
 
-static void place_thread(uint32_t index, const uint32_t size[3]) {
-  msl_thread& thread = launch.fibers[index].thread;
-  uint32_t position[3] = {index % size[0], index / size[0] % size[1], index / size[0] / size[1]};
+// What is the same for all threads of the threadgroup.
+void place_in_grid(msl_thread& thread) {
+  uint32_t dispatched = 1;
   for (int d = 0; d < 3; ++d) {
-    uint32_t group = launch.threadgroup_position[d];
-    thread.position_in_threadgroup[d] = position[d];
-    thread.threadgroup_position[d] = group;
-    thread.position_in_grid[d] = group * grid.threadgroup[d] + position[d];
-    thread.threads_per_threadgroup[d] = size[d];
+    thread.threadgroup_position[d] = launch.threadgroup_position[d];
+    thread.threads_per_threadgroup[d] = launch.threadgroup_size[d];
     thread.dispatch_threads_per_threadgroup[d] = grid.threadgroup[d];
     thread.threadgroups_per_grid[d] = grid.threadgroups[d];
     thread.threads_per_grid[d] = launch.config.grid[d];
+    dispatched *= grid.threadgroup[d];
   }
-  uint32_t dispatched = grid.threadgroup[0] * grid.threadgroup[1] * grid.threadgroup[2];
-  thread.index_in_threadgroup = index;
-  thread.lane = index % kLanes;
-  thread.simdgroup = index / kLanes;
   thread.simdgroups = launch.simdgroup_count;
   thread.dispatch_simdgroups = (dispatched + kLanes - 1) / kLanes;
 }
 
+void place_in_threadgroup(msl_thread& thread, uint32_t index) {
+  const uint32_t* size = launch.threadgroup_size;
+  uint32_t* position = thread.position_in_threadgroup;
+  position[0] = index < size[0] ? index : index % size[0];
+  position[1] = index < size[0] ? 0 : index / size[0] % size[1];
+  position[2] = index < size[0] ? 0 : index / size[0] / size[1];
+  for (int d = 0; d < 3; ++d) {
+    thread.position_in_grid[d] = launch.threadgroup_position[d] * grid.threadgroup[d] + position[d];
+  }
+  thread.index_in_threadgroup = index;
+  thread.lane = index % kLanes;
+  thread.simdgroup = index / kLanes;
+}
+
 static void start_threadgroup(uint64_t number) {
+  bool has_row = grid.count <= kMapRows;
+  launch.map_row = (uint32_t)(has_row ? number : number * kMapRows / grid.count);
   launch.threadgroup_position[0] = (uint32_t)(number % grid.threadgroups[0]);
   launch.threadgroup_position[1] = (uint32_t)(number / grid.threadgroups[0] % grid.threadgroups[1]);
   launch.threadgroup_position[2] = (uint32_t)(number / grid.threadgroups[0] / grid.threadgroups[1]);
-  uint32_t size[3];
+  uint32_t* size = launch.threadgroup_size;
   for (int d = 0; d < 3; ++d) {
     uint32_t rest = launch.config.grid[d] - launch.threadgroup_position[d] * grid.threadgroup[d];
     size[d] = rest < grid.threadgroup[d] ? rest : grid.threadgroup[d];
@@ -97,9 +107,11 @@ static void start_threadgroup(uint64_t number) {
   }
   launch.result->threadgroups++;
   poison_threadgroup_memory();
-  for (uint32_t i = 0; i < launch.fiber_count; ++i) {
-    start_fiber(i);
-    place_thread(i, size);
+  uint32_t stacks = launch.is_plain ? 1 : launch.fiber_count;
+  for (uint32_t i = 0; i < stacks; ++i) {
+    start_fiber(&launch.fibers[i]);
+    place_in_grid(launch.fibers[i].thread);
+    place_in_threadgroup(launch.fibers[i].thread, i);
   }
 }
 
@@ -118,12 +130,23 @@ static uint32_t* random_order() {
   return order;
 }
 
-static void run_grid() {
+void run_threadgroups(uint64_t first, uint64_t last) {
   bool reverse = launch.config.order == MSL_REVERSE;
-  for (uint64_t i = 0; i < grid.count; ++i) {
+  for (uint64_t i = first; i < last; ++i) {
     uint64_t number = threadgroup_order ? threadgroup_order[i] : reverse ? grid.count - 1 - i : i;
     start_threadgroup(number);
     run_threadgroup();
+  }
+}
+
+static void run_grid() {
+  start_clock();
+  for (uint64_t i = 0; i < grid.count; ++i) {
+    if (is_worth_sharing(i, grid.count)) {
+      launch.result->depends = !run_shared(i, grid.count);
+      return;
+    }
+    run_threadgroups(i, i + 1);
   }
 }
 
@@ -145,6 +168,8 @@ extern "C" int msl_run(msl_entry entry, void** arguments, msl_buffer* buffers,
     fibers = (Fiber*)calloc(kMostThreads, sizeof(Fiber));
   }
   memset(&launch, 0, sizeof launch);
+  memset(__msl_written, 1, sizeof __msl_written);
+  forget_log();
   memset(result, 0, sizeof *result);
   launch.entry = entry;
   launch.arguments = arguments;
@@ -154,6 +179,7 @@ extern "C" int msl_run(msl_entry entry, void** arguments, msl_buffer* buffers,
   launch.findings = findings;
   launch.max_findings = max_findings;
   launch.fibers = fibers;
+  launch.is_plain = !config->waits && !(config->yield_at_memory && config->order == MSL_RANDOM);
   launch.random_state = 0x9e3779b97f4a7c15ull ^ ((uint64_t)config->seed << 17) ^ 1;
   for (int i = 0; i < 8; ++i) {
     random_number();
@@ -177,8 +203,9 @@ extern "C" int msl_run(msl_entry entry, void** arguments, msl_buffer* buffers,
   result->stopped = run_guarded(run_grid);
   set_float_mode(mode);
   launch.current = nullptr;
+  stop_workers();
 
-  if (!result->stopped) {
+  if (!result->stopped && !result->depends && config->checked) {
     report_unwritten_outputs();
   }
   free(threadgroup_order);

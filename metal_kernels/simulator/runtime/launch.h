@@ -9,6 +9,7 @@ enum msl_kind {
   MSL_OUT_OF_BOUNDS,
   MSL_WRITE_TO_INPUT,
   MSL_UNINITIALISED_READ,
+  MSL_UNINITIALISED_LOCAL,  // a private variable
   MSL_UNWRITTEN_OUTPUT,
   MSL_RACE_READ_AFTER_WRITE,
   MSL_RACE_WRITE_AFTER_WRITE,
@@ -21,6 +22,11 @@ enum msl_kind {
   MSL_SIMD_PARTIAL,    // some lanes have returned
   MSL_SIMD_DIVERGENT,  // some lanes wait elsewhere
   MSL_BAD_SHUFFLE,
+  MSL_LOCAL_OUT_OF_BOUNDS,  // of an array of a thread
+  MSL_MISALIGNED,
+  MSL_INDEX_WRAP,  // an index of 32 bits that does not fit
+  MSL_HALF_OVERFLOW,
+  MSL_FLOAT_TO_INT,  // of what the integer cannot hold
   MSL_UNDEFINED_BEHAVIOUR,
   MSL_WILD_POINTER,
   MSL_MEMORY_FAULT,
@@ -31,6 +37,9 @@ enum msl_kind {
 
 enum msl_buffer_kind { MSL_INPUT, MSL_OUTPUT, MSL_THREADGROUP, MSL_CONSTANT };
 enum msl_order { MSL_FORWARD, MSL_REVERSE, MSL_RANDOM };
+
+constexpr uint32_t kMapRows = 64;
+constexpr uint32_t kMapColumns = 256;
 
 struct msl_site {  // where in the kernel's text an access stands
   int32_t line;
@@ -57,6 +66,9 @@ struct msl_buffer {
   msl_traffic loads;  // the rest is filled in by the run
   msl_traffic stores;
   uint64_t unwritten_bytes;  // of an output
+  // Bytes moved, where wanted: loads and then stores, for each a row for every threadgroup (or
+  // some that follow one another) and a column for every part of the buffer.
+  uint32_t* map;
 };
 
 struct msl_config {
@@ -69,6 +81,11 @@ struct msl_config {
   uint32_t flush_denormals;
   uint32_t timeout_ms;
   uint32_t stack_bytes;  // of a thread
+  uint32_t waits;        // whether a thread may have to wait for others
+  uint32_t checked;      // whether accesses are watched
+  uint32_t traces;       // whether to tell of the steps of the thread at `traced` in the grid
+  uint32_t traced[3];
+  uint32_t workers;      // processes, at most, that share the threadgroups of a long launch
 };
 
 struct msl_finding {
@@ -90,6 +107,8 @@ struct msl_finding {
 struct msl_result {
   uint32_t findings;
   uint32_t stopped;  // 0 ran to the end; otherwise a finding says why not
+  uint32_t depends;  // 1: several workers shared it, and it has to be run again by one
+  uint32_t padding;
   uint64_t threads;
   uint64_t threadgroups;
   uint64_t barriers;
@@ -109,6 +128,9 @@ int msl_run(msl_entry entry, void** arguments, msl_buffer* buffers, uint32_t buf
 // The sizes of the structures above and the number of kinds, which Python compares with its own
 // when it loads the library: traffic, buffer, config, finding, result, MSL_KINDS.
 extern const uint32_t msl_layout[6];
+
+// What kernels logged in the last launch, and the steps of a thread: see runtime/log.cpp.
+const char* msl_log_text(uint64_t* size);
 
 // Memory with redzones on both sides, filled with 0xFF. `block` is what msl_free wants.
 void* msl_allocate(uint64_t size, void** block, uint64_t* block_size);

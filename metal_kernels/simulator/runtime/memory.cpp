@@ -9,6 +9,10 @@
 
 constexpr uint64_t kRedzone = 65536;
 constexpr uint64_t kSector = 32;
+constexpr uint64_t kLine = 64;  // of a processor's cache
+constexpr uint64_t kMostRemembered = 1ull << 36;
+constexpr uint64_t kLeastRemembered = 1ull << 28;
+constexpr uint64_t kCheapToClear = 1ull << 20;
 constexpr int kPoison = 0xff;  // what is read without having been written is NaN
 // An index of 32 bits into elements of 16 bytes reaches no further.
 constexpr uint64_t kIndexReach = 1ull << 36;
@@ -17,10 +21,14 @@ extern "C" void* msl_allocate(uint64_t size, void** block, uint64_t* block_size)
   uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
   uint64_t body = size ? (size + 15) / 16 * 16 : 16;
   uint64_t total = (kRedzone + body + kRedzone + page - 1) / page * page;
-  void* memory = mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  // shared with the processes that run a part of the threadgroups
+  void* memory = mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
     return nullptr;
   }
+#ifdef MADV_HUGEPAGE
+  madvise(memory, total, MADV_HUGEPAGE);
+#endif
   memset(memory, kPoison, total);
   *block = memory;
   *block_size = total;
@@ -35,10 +43,45 @@ static uint32_t element_shift(uint32_t item_size) {
   return (1u << shift) < kLargestElement ? shift : (uint32_t)__builtin_ctz(kLargestElement);
 }
 
-// Zeroed; null if there is no memory, which only costs what is touched.
+// What is remembered of buffers lies in one range of addresses, which costs only what is touched
+// of it and stays for the next launch.
+static uint8_t* remembered;
+static uint64_t remembered_size, remembered_used;
+
+static bool reserve() {
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  for (uint64_t size = kMostRemembered; !remembered && size >= kLeastRemembered; size /= 2) {
+    void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (memory != MAP_FAILED) {
+      remembered = (uint8_t*)memory;
+      remembered_size = size;
+#ifdef MADV_HUGEPAGE
+      madvise(memory, size, MADV_HUGEPAGE);
+#endif
+    }
+  }
+  return remembered;
+}
+
+// Zeroed; null if there is no memory.
 template <class T>
 static T* zeros(uint64_t count) {
-  return (T*)calloc(count, sizeof(T));
+  uint64_t bytes = (count * sizeof(T) + kLine - 1) / kLine * kLine;
+  if (!reserve() || bytes > remembered_size - remembered_used) {
+    return nullptr;
+  }
+  remembered_used += bytes;
+  return (T*)(remembered + remembered_used - bytes);
+}
+
+static void forget() {
+  if (remembered_used > kCheapToClear) {
+    // given back, its pages are zero when they are touched again
+    madvise(remembered, remembered_used, MADV_DONTNEED);
+  } else {
+    memset(remembered, 0, remembered_used);
+  }
+  remembered_used = 0;
 }
 
 static bool watch_elements(Watched& watched) {
@@ -49,10 +92,10 @@ static bool watch_elements(Watched& watched) {
   if (is_written_to) {
     watched.shadows = zeros<Shadow>(watched.elements + 1);
   } else {
-    watched.load_times = zeros<uint64_t>(watched.elements + 1);
+    watched.load_times = zeros<uint32_t>(watched.elements + 1);
   }
-  watched.loaded_in = zeros<uint64_t>(sectors);
-  watched.stored_in = zeros<uint64_t>(sectors);
+  watched.loaded_in = zeros<uint32_t>(sectors);
+  watched.stored_in = zeros<uint32_t>(sectors);
   return (watched.shadows || watched.load_times) && watched.loaded_in && watched.stored_in;
 }
 
@@ -65,6 +108,9 @@ bool watch(msl_buffer* buffers, uint32_t count) {
   for (uint32_t i = 0; i < count; ++i) {
     Watched& watched = launch.watched[i];
     watched.buffer = &buffers[i];
+    watched.base = (uint64_t)buffers[i].base;
+    watched.size = buffers[i].size;
+    watched.map = buffers[i].map;
     bool is_variable = buffers[i].kind == MSL_THREADGROUP;
     watched.space = is_variable ? kThreadgroupMemory : kDeviceMemory;
     watched.element_shift = element_shift(buffers[i].item_size);
@@ -77,13 +123,7 @@ bool watch(msl_buffer* buffers, uint32_t count) {
 }
 
 void unwatch() {
-  for (uint32_t i = 0; i < launch.watched_count; ++i) {
-    free(launch.watched[i].shadows);
-    free(launch.watched[i].load_times);
-    free(launch.watched[i].loaded_in);
-    free(launch.watched[i].stored_in);
-  }
-  free(launch.watched);
+  forget();
   launch.watched = nullptr;
   launch.watched_count = 0;
 }
@@ -113,17 +153,14 @@ void report_unwritten_outputs() {
     }
     if (buffer->unwritten_bytes) {
       char message[160];
-      snprintf(message, sizeof message, "nobody writes %llu of %llu bytes, the first at byte %llu",
+      snprintf(message, sizeof message,
+               "nobody writes %llu of %llu bytes, the first at byte %llu (element %llu)",
                (unsigned long long)buffer->unwritten_bytes, (unsigned long long)buffer->size,
-               (unsigned long long)first);
+               (unsigned long long)first,
+               (unsigned long long)(first / (buffer->item_size ? buffer->item_size : 1)));
       report(MSL_UNWRITTEN_OUTPUT, {}, buffer->name, (int64_t)first, message);
     }
   }
-}
-
-bool holds(const msl_buffer* buffer, uint64_t address, uint64_t size) {
-  uint64_t offset = address - (uint64_t)buffer->base;
-  return offset < buffer->size && size <= buffer->size - offset;
 }
 
 Watched* find_buffer(uint64_t address) {

@@ -7,6 +7,9 @@
 
 #include "state.h"
 
+// Lanes may wait by a loop for what another SIMD-group does: it has to get its turn.
+constexpr uint32_t kMostRoundsAhead = 256;
+
 enum MemoryFlags { kFlagDevice = 1, kFlagThreadgroup = 2 };
 
 uint32_t random_number() {
@@ -31,7 +34,8 @@ void shuffle(uint32_t* items, uint32_t count) {
 static void wait_for(FiberState state, Place place, unsigned flags) {
   Fiber* fiber = launch.current;
   fiber->state = state;
-  fiber->place = place;
+  fiber->own_place = place;
+  fiber->place = &fiber->own_place;
   fiber->flags = flags;
   yield_to_scheduler();
 }
@@ -72,7 +76,7 @@ extern "C" void __msl_bad_shuffle(msl_op* operation, int source_lane) {
   char message[160];
   snprintf(message, sizeof message, "takes from lane %d, which is out of range or not active",
            source_lane);
-  report(MSL_BAD_SHUFFLE, launch.current->place, "", 0, message);
+  report(MSL_BAD_SHUFFLE, *launch.current->place, "", 0, message);
   launch.current = leader;
 }
 
@@ -105,7 +109,7 @@ static bool same_place(const Place& a, const Place& b) {
 static void report_at(const Fiber* fiber, msl_kind kind, const char* message,
                       Conflict conflict = {}) {
   launch.current = const_cast<Fiber*>(fiber);
-  report(kind, fiber->place, "", 0, message, conflict);
+  report(kind, *fiber->place, "", 0, message, conflict);
   launch.current = nullptr;
 }
 
@@ -118,8 +122,8 @@ static void resolve_simd_function(uint32_t simdgroup, Lanes lanes, uint32_t wait
     bool waits = waiting >> i & 1;
     bool earlier =
         leader &&
-        (fiber->place.line < leader->place.line ||
-         (fiber->place.line == leader->place.line && fiber->place.column < leader->place.column));
+        (fiber->place->line < leader->place->line ||
+         (fiber->place->line == leader->place->line && fiber->place->column < leader->place->column));
     if (waits && (!leader || earlier)) {
       leader = fiber;
     }
@@ -128,7 +132,7 @@ static void resolve_simd_function(uint32_t simdgroup, Lanes lanes, uint32_t wait
   msl_op* operations[kLanes] = {};
   for (uint32_t i = 0; i < lanes.count; ++i) {
     Fiber* fiber = &lanes.fibers[i];
-    if (waiting >> i & 1 && same_place(fiber->place, leader->place) &&
+    if (waiting >> i & 1 && same_place(*fiber->place, *leader->place) &&
         fiber->operation->kind == leader->operation->kind) {
       active |= 1u << i;
       operations[i] = fiber->operation;
@@ -156,7 +160,7 @@ static void resolve_simd_function(uint32_t simdgroup, Lanes lanes, uint32_t wait
 }
 
 // A barrier orders the memory that its flags name.
-static void order_memory(uint64_t times[kSpaces], unsigned flags) {
+static void order_memory(uint32_t times[kSpaces], unsigned flags) {
   if (flags & kFlagDevice) {
     times[kDeviceMemory] = launch.now;
   }
@@ -173,10 +177,10 @@ static void resolve_simdgroup_barrier(uint32_t simdgroup, Lanes lanes, uint32_t 
       continue;
     }
     Fiber* fiber = &lanes.fibers[i];
-    if (first && !same_place(first->place, fiber->place)) {
+    if (first && !same_place(*first->place, *fiber->place)) {
       report_at(first, MSL_SIMDGROUP_BARRIER_DIVERGENCE,
                 "lanes wait at different SIMD-group barriers",
-                {fiber->thread.index_in_threadgroup, fiber->place.line});
+                {fiber->thread.index_in_threadgroup, fiber->place->line});
     }
     first = first ? first : fiber;
     flags &= fiber->flags;
@@ -238,7 +242,7 @@ static bool run_lanes(uint32_t simdgroup) {
 
 static void run_simdgroup(uint32_t simdgroup) {
   bool ahead = launch.config.order != MSL_RANDOM || random_number() % 2 == 0;
-  uint32_t rounds = ahead ? UINT32_MAX : 1 + random_number() % 4;
+  uint32_t rounds = ahead ? kMostRoundsAhead : 1 + random_number() % 4;
   for (uint32_t i = 0; i < rounds; ++i) {
     bool ran = run_lanes(simdgroup);
     resolve_simdgroup(simdgroup);
@@ -265,14 +269,14 @@ static bool resolve_threadgroup_barrier(uint32_t done) {
     }
     flags &= fiber->flags;
     first = first ? first : fiber;
-    if (!same_place(first->place, fiber->place)) {
+    if (!same_place(*first->place, *fiber->place)) {
       other = fiber;
     }
   }
   if (other) {
     report_at(first, MSL_BARRIER_DIVERGENCE,
               "threads of one threadgroup wait at different barriers",
-              {other->thread.index_in_threadgroup, other->place.line});
+              {other->thread.index_in_threadgroup, other->place->line});
   }
   if (done) {
     char message[160];
@@ -294,7 +298,29 @@ static bool resolve_threadgroup_barrier(uint32_t done) {
   return true;
 }
 
+// Threads that wait for nobody, on the stack of the first.
+void run_plain_threads() {
+  Fiber* fiber = launch.current;
+  uint32_t simdgroups[kMostSimdgroups], order[kLanes];
+  order_indices(simdgroups, launch.simdgroup_count);
+  for (uint32_t i = 0; i < launch.simdgroup_count; ++i) {
+    uint32_t count = lanes_of(simdgroups[i]).count;
+    order_indices(order, count);
+    launch.interval = launch.simdgroups[simdgroups[i]].synchronised;
+    for (uint32_t lane = 0; lane < count; ++lane) {
+      place_in_threadgroup(fiber->thread, simdgroups[i] * kLanes + order[lane]);
+      fiber->place = &kNowhere;
+      fiber->guards = 0;
+      launch.entry(launch.arguments, &fiber->thread);
+    }
+  }
+}
+
 void run_threadgroup() {
+  if (launch.is_plain) {
+    run_fiber(&launch.fibers[0]);
+    return;
+  }
   for (;;) {
     uint32_t order[kMostSimdgroups];
     order_indices(order, launch.simdgroup_count);

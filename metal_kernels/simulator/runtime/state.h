@@ -15,15 +15,27 @@ constexpr uint32_t kLargestElement = 16;
 enum FiberState { kReady, kWaitsForSimd, kWaitsForSimdgroup, kWaitsForThreadgroup, kDone };
 
 using Place = msl_site;
+constexpr Place kNowhere = {0, 0, nullptr};
+
+// An array of a thread, with a redzone on both sides, of a function that has not returned.
+struct Guard {
+  uint64_t address;
+  uint32_t size;
+};
+constexpr uint32_t kMostGuards = 32;
 
 // A thread of the threadgroup that runs.
 struct Fiber {
   void* stack_pointer;
   FiberState state;
   msl_op* operation;  // while it waits for its SIMD-group's lanes
-  Place place;        // where it waits, or was last seen
-  Place simd_place;   // of the SIMD function that is called next, if the user's text tells
+  const Place* place;  // where it waits, or was last seen
+  Place own_place;     // behind `place` where that is not of the table of sites
+  Place simd_place;    // of the SIMD function that is called next, if the user's text tells
   unsigned flags;     // mem_flags of the barrier where it waits
+  uint32_t atomics;   // how many operations it made
+  uint32_t guards;    // how many arrays are guarded; the first are known
+  Guard guarded[kMostGuards];
   msl_thread thread;
 };
 
@@ -34,11 +46,13 @@ enum Space { kDeviceMemory, kThreadgroupMemory, kSpaces };
 // ordered. Threadgroups run one after another, so all that happens in one is later than all
 // that happened in those before it.
 struct Access {
-  uint64_t time;    // 0 if there was none
-  uint32_t thread;  // index in the threadgroup
-  uint32_t line : 31;
+  uint32_t time;         // 0 if there was none
+  uint32_t thread : 10;  // index in the threadgroup
+  uint32_t line : 21;
   uint32_t is_atomic : 1;
 };
+static_assert(sizeof(Access) == 8 && kMostThreads <= 1 << 10, "there is one for every element");
+constexpr int kMostLines = (1 << 21) - 1;
 
 // What is remembered of an element. Three loads tell whether a later store races with any:
 // whichever thread stores, one of them is the last load that counts for it, and what orders
@@ -52,20 +66,23 @@ struct Shadow {
 
 // A buffer while it is watched.
 struct Watched {
+  uint64_t base;
+  uint64_t size;
   msl_buffer* buffer;
   Space space;
   uint32_t element_shift;  // elements are 2^shift bytes
   uint64_t elements;
   Shadow* shadows;       // per element, of a buffer that is written
-  uint64_t* load_times;  // per element, of one that is only read
-  uint64_t* loaded_in;   // per 32-byte sector: `synchronised` of the SIMD-group that was last
-  uint64_t* stored_in;
+  uint32_t* load_times;  // per element, of one that is only read
+  uint32_t* loaded_in;   // per 32-byte sector: `synchronised` of the SIMD-group that was last
+  uint32_t* stored_in;
+  uint32_t* map;
 };
 
 // When a SIMD-group was last synchronised.
 struct SimdgroupTimes {
-  uint64_t synchronised;      // in any way; no other SIMD-group has the same time
-  uint64_t barrier[kSpaces];  // by a simdgroup_barrier, or the start
+  uint32_t synchronised;      // in any way; no other SIMD-group has the same time
+  uint32_t barrier[kSpaces];  // by a simdgroup_barrier, or the start
 };
 
 struct Launch {
@@ -85,10 +102,14 @@ struct Launch {
   uint32_t simdgroup_count;
   Fiber* current;  // the thread that runs, null in the scheduler
   uint32_t threadgroup_position[3];
+  uint32_t threadgroup_size[3];
+  bool is_plain;  // no thread waits for another: they run one after another on one stack
 
-  uint64_t now;
-  uint64_t threadgroup_start;
-  uint64_t barrier[kSpaces];  // the last threadgroup_barrier, or the start
+  uint32_t now;
+  uint32_t map_row;   // of the threadgroup in the maps of buffers
+  uint32_t interval;  // when the SIMD-group that runs was last synchronised
+  uint32_t threadgroup_start;
+  uint32_t barrier[kSpaces];  // the last threadgroup_barrier, or the start
   SimdgroupTimes simdgroups[kMostSimdgroups];
 
   uint64_t random_state;
@@ -98,17 +119,24 @@ struct Launch {
 extern Launch launch __attribute__((visibility("hidden")));
 
 // Why a launch does not run to its end.
-enum Escape { kFault = 1, kTimeLimit, kWildAccess, kNoMemory };
+enum Escape { kFault = 1, kTimeLimit, kWildAccess, kNoReturn, kNoMemory };
 
 // fiber.cpp
 bool prepare_stacks(uint32_t stack_bytes);
 bool is_stack_guard(uint64_t address);
-void start_fiber(uint32_t index);
+bool is_on_stack(uint64_t address);
+void start_fiber(Fiber* fiber);
 void run_fiber(Fiber* fiber);
 void yield_to_scheduler();
 
+// launch.cpp
+void run_threadgroups(uint64_t first, uint64_t last);
+void place_in_grid(msl_thread& thread);
+void place_in_threadgroup(msl_thread& thread, uint32_t index);
+
 // schedule.cpp
 void run_threadgroup();
+void run_plain_threads();
 uint32_t random_number();
 void shuffle(uint32_t* items, uint32_t count);
 
@@ -125,14 +153,33 @@ bool watch(msl_buffer* buffers, uint32_t count);
 void unwatch();
 void poison_threadgroup_memory();
 void report_unwritten_outputs();
-bool holds(const msl_buffer* buffer, uint64_t address, uint64_t size);
+inline bool holds(const msl_buffer* buffer, uint64_t address, uint64_t size) {
+  uint64_t offset = address - (uint64_t)buffer->base;
+  return offset < buffer->size && size <= buffer->size - offset;
+}
 Watched* find_buffer(uint64_t address);
 msl_buffer* nearest_buffer(uint64_t address, int64_t* offset);
 
 // history.cpp
 void forget_accesses();
-bool is_written(const Watched& watched, const Shadow& shadow);
+inline bool is_written(const Watched& watched, const Shadow& shadow) {
+  bool was_stored = watched.space == kThreadgroupMemory
+                        ? shadow.store.time >= launch.threadgroup_start
+                        : shadow.store.time != 0;
+  return watched.buffer->initialised || was_stored;
+}
+
+// log.cpp
+void forget_log();
+
+// workers.cpp
+constexpr uint32_t kMostWorkers = 16;
+void start_clock();
+bool is_worth_sharing(uint64_t done, uint64_t count);
+bool run_shared(uint64_t first, uint64_t last);  // false if one process has to run all of it
+void stop_workers();
 
 // escape.cpp
 uint32_t run_guarded(void (*run)());
+uint32_t run_escaping(void (*run)());
 [[noreturn]] void leave_launch(Escape reason);

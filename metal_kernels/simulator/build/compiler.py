@@ -1,0 +1,371 @@
+"""Kernels and the runtime as shared libraries: the compiler and its flags."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from .disk_cache import cached, digest, text_file
+from .instrument import Mode, Variable, instrument, program_scope_variables
+from .ir import USER_FILES, variable_name
+from ..language.translate import cpp
+
+COMPILER_VARIABLE = "FM_MLX_CLANG"
+
+_FOLDER = Path(__file__).parents[1]
+# The modules on which the code of a kernel depends.
+_STEPS = (
+    *sorted((_FOLDER / "language").glob("*.py")),
+    *sorted((_FOLDER / "build").glob("*.py")),
+)
+_OLDEST_CLANG = 18
+_MACHINES = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
+
+
+class CompileError(RuntimeError):
+    """The compiler rejects a kernel; the message is the compiler's, with the user's lines."""
+
+
+class SimulatorUnavailable(RuntimeError):
+    """There is no compiler, or the machine is not supported; the message says which."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A clang: how it is called, and what it says its version is."""
+
+    command: tuple[str, ...]
+    version: str
+
+    @property
+    def is_zig(self) -> bool:
+        return "ziglang" in self.command
+
+    def run(self, arguments: Sequence[str | Path], what: str) -> str:
+        """Run it; what it writes to the standard error.
+
+        Raises:
+            CompileError: if it fails.
+        """
+        command = [*self.command, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise CompileError(f"{what} does not compile:\n{_readable(done.stderr)}")
+        return done.stderr
+
+
+def unavailable() -> str | None:
+    """Why the simulator cannot run here, in one line; None if it can."""
+    try:
+        find_compiler()
+    except SimulatorUnavailable as error:
+        return str(error)
+    return None
+
+
+def find_compiler() -> Compiler:
+    """The compiler that is named, else a clang on the path, else zig's.
+
+    Raises:
+        SimulatorUnavailable: if there is none, or the machine is not supported.
+    """
+    return _find_compiler(os.environ.get(COMPILER_VARIABLE, ""), os.environ.get("PATH", ""))
+
+
+@cache
+def _find_compiler(named: str, path: str) -> Compiler:
+    if platform.system() not in ("Linux", "Darwin") or platform.machine() not in _MACHINES:
+        raise SimulatorUnavailable(
+            f"the simulator runs on Linux and macOS, x86-64 and arm64; "
+            f"this is {platform.system()} on {platform.machine()}"
+        )
+    if named:
+        if compiler := _compiler(tuple(named.split())):
+            return compiler
+        raise SimulatorUnavailable(
+            f"{COMPILER_VARIABLE} is {named!r}; wanted is a clang++ of version "
+            f"{_OLDEST_CLANG} or later"
+        )
+    for name in ["clang++", *(f"clang++-{n}" for n in range(30, _OLDEST_CLANG - 1, -1))]:
+        if shutil.which(name, path=path) and (compiler := _compiler((name,))):
+            return compiler
+    zig = (sys.executable, "-m", "ziglang", "c++")
+    if importlib.util.find_spec("ziglang") and (compiler := _compiler(zig)):
+        return compiler
+    raise SimulatorUnavailable(
+        f"the simulator needs clang++ {_OLDEST_CLANG} or later, or `pip install ziglang`, "
+        f"or {COMPILER_VARIABLE} to name a compiler"
+    )
+
+
+def _compiler(command: tuple[str, ...]) -> Compiler | None:
+    """The compiler if it is there and new enough. Apple numbers its versions otherwise."""
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    except OSError:
+        return None
+    version = re.search(r"clang version (\d+)", done.stdout)
+    if done.returncode or not version or "Apple" in done.stdout:
+        return None
+    return Compiler(command, done.stdout) if int(version[1]) >= _OLDEST_CLANG else None
+
+
+@dataclass(frozen=True)
+class Library:
+    """A compiled kernel.
+
+    Attributes:
+        path: Where the shared library is.
+        threadgroup: The threadgroup variables of the kernel.
+        constants: Its variables in the constant address space.
+        rejected: What Apple's compiler does not take: file, line and message of each place.
+        waits: Whether a thread may have to wait for others.
+        is_ordered: Whether its threadgroups have to run one after another.
+    """
+
+    path: Path
+    threadgroup: tuple[Variable, ...]
+    constants: tuple[Variable, ...]
+    rejected: tuple[tuple[str, int, str], ...]
+    waits: bool
+    is_ordered: bool
+
+
+def runtime_library() -> Path:
+    """runtime/*.cpp as a shared library, compiled once.
+
+    Raises:
+        SimulatorUnavailable: if there is no compiler.
+    """
+    compiler = find_compiler()
+    files = sorted((_FOLDER / "runtime").glob("*.cpp"))
+    texts = [*files, *(_FOLDER / "runtime").glob("*.h"), _include("msl_runtime.h")]
+    flags = ["-std=c++17", "-O2", "-fno-exceptions", "-fno-rtti", "-shared", "-fPIC", "-w"]
+    flags += [*_target(compiler), *_without_sanitizer(compiler), "-nostdlib++"]
+    name = "runtime-" + digest(compiler.version, repr(flags), *map(_text, texts))
+
+    def build(path: Path) -> None:
+        compiler.run([*flags, "-o", path, *files], "the simulator's runtime")
+
+    return cached(f"{name}.so", build)
+
+
+def kernel_library(text: str, name: str, *, fast_math: bool, mode: Mode = "checked") -> Library:
+    """A translated kernel as a shared library, from the cache if it was compiled before.
+
+    Args:
+        text: what `translate.translate` made of it.
+        name: the name of the kernel, for messages.
+        fast_math: compile as in MLX's math mode "fast".
+        mode: how much is watched.
+
+    Raises:
+        CompileError: with the compiler's messages.
+        SimulatorUnavailable: if there is no compiler.
+    """
+    compiler = find_compiler()
+    flags = [*kernel_flags(compiler), "-ffast-math" if fast_math else "-fno-fast-math"]
+    flags.append("-g" if mode == "traced" else "-gline-tables-only")
+    texts = map(_text, [*_STEPS, *_headers()])
+    key = digest(compiler.version, _mlx_version(), repr(flags), mode, text, *texts)
+
+    def build(path: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            unit, ir = Path(folder, "kernel.cpp"), Path(folder, "kernel.ll")
+            unit.write_text(text)
+            precompiled = _precompiled_headers(compiler, flags)
+            messages = compiler.run(
+                [*flags, "-include-pch", precompiled, "-S", "-emit-llvm", "-o", ir, unit], name
+            )
+            module = ir.read_text()
+            if symbols := program_scope_variables(module):
+                found = "\n".join(_mutable(variable_name(s), text) for s in symbols)
+                raise CompileError(f"{name} does not compile:\n{found}")
+            result = instrument(module, mode)
+            ir.write_text(result.text)
+            compiler.run([*_link_flags(compiler), "-o", path, ir], name)
+            facts = {
+                "threadgroup": [asdict(v) for v in result.threadgroup],
+                "constants": [asdict(v) for v in result.constants],
+                "rejected": _float_to_bfloat(messages) + result.rejected,
+                "waits": result.waits,
+                "is_ordered": result.is_ordered,
+            }
+            path.with_suffix(".json").write_text(json.dumps(facts))
+
+    path = cached(f"kernel-{key}.so", build, sidecar=".json")
+    facts = json.loads(path.with_suffix(".json").read_text())
+    return Library(
+        path,
+        tuple(Variable(**v) for v in facts["threadgroup"]),
+        tuple(Variable(**v) for v in facts["constants"]),
+        tuple((file, line, message) for file, line, message in facts["rejected"]),
+        facts["waits"],
+        facts["is_ordered"],
+    )
+
+
+def _float_to_bfloat(messages: str) -> list[tuple[str, int, str]]:
+    """clang converts a float to bfloat unasked, Metal does not."""
+    return [
+        (m[1], int(m[2]), m[3])
+        for m in re.finditer(r"^(source|header):(\d+):\d+: warning: (.*)$", messages, re.MULTILINE)
+        if re.search(r"to '(?:bfloat|bfloat16_t|__bf16)'", m[3])
+    ]
+
+
+def _mutable(name: str, text: str) -> str:
+    """An error about a variable, at the first line of the user's text that names it."""
+    message = f"error: {name!r} lives outside of functions or is static: it has to be constant"
+    file, number = "", 0
+    for line in text.split("\n"):
+        if place := re.match(r'#line (\d+) "(\w+)"', line):
+            file, number = place[2], int(place[1])
+            continue
+        if file in USER_FILES and re.search(rf"\b{re.escape(name)}\b", line):
+            return f"{file}:{number}:1: {message}"
+        number += 1
+    return message
+
+
+def kernel_flags(compiler: Compiler) -> list[str]:
+    """How Metal text is compiled: Metal is C++14 with float literals and no libraries."""
+    sanitized = (
+        "array-bounds,float-cast-overflow,integer-divide-by-zero,return,shift,"
+        "signed-integer-overflow"
+    )
+    return [
+        "-std=c++14",
+        "-fPIC",
+        "-fno-exceptions",
+        "-fno-rtti",
+        "-nostdinc",
+        "-nostdinc++",
+        "-Wno-everything",
+        "-Wimplicit-float-conversion",
+        "-Werror=vla-extension",
+        "-ferror-limit=20",
+        "-ffp-contract=off",
+        *_xclang("-cl-single-precision-constant"),
+        *_xclang("-ffloat16-excess-precision=none"),
+        *_xclang("-fbfloat16-excess-precision=none"),
+        # accesses are watched where the source makes them: optimised is only what comes after
+        "-O0",
+        *_xclang("-disable-O0-optnone"),
+        "-fomit-frame-pointer",
+        # a loop that waits for memory to change is not taken for one that ends
+        "-fno-finite-loops",
+        "-ftrivial-auto-var-init=pattern",
+        *_without_sanitizer(compiler),
+        f"-fsanitize={sanitized}",
+        "-fsanitize-recover=all",
+        "-fstack-clash-protection",
+        *_target(compiler),
+        f"-I{_FOLDER / 'include'}",
+        *(f"-I{folder}" for folder in _mlx_include()),
+    ]
+
+
+def _link_flags(compiler: Compiler) -> list[str]:
+    return [
+        "-O1",
+        "-fPIC",
+        "-shared",
+        "-nostdlib++",
+        "-lm",
+        "-w",
+        *_without_sanitizer(compiler),
+        *_target(compiler),
+        *(["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []),
+    ]
+
+
+def _xclang(flag: str) -> list[str]:
+    return ["-Xclang", flag]
+
+
+def _without_sanitizer(compiler: Compiler) -> list[str]:
+    """zig traps on undefined behaviour unless told not to."""
+    if not compiler.is_zig:
+        return []
+    return ["-fno-sanitize=undefined"]
+
+
+def _target(compiler: Compiler) -> list[str]:
+    """The same instructions on every machine, with half precision conversions."""
+    if _MACHINES[platform.machine()] == "arm64":
+        return []
+    return ["-mcpu=baseline+f16c"] if compiler.is_zig else ["-mf16c"]
+
+
+def _precompiled_headers(compiler: Compiler, flags: Sequence[str]) -> Path:
+    """What stands before every kernel: include/ and MLX's own preamble."""
+    # so that an access in a header is known by the user's line that calls it
+    preamble = "#pragma clang attribute push(__attribute__((always_inline)), apply_to = function)\n"
+    preamble += "#include <metal_stdlib>\n"
+    if folders := _mlx_include():
+        utils = folders[0] / "mlx/backend/metal/kernels/utils.h"
+        patched = cpp(utils.read_text())
+        preamble += f'#include "{cached(f"utils-{digest(patched)}.h", text_file(patched))}"\n'
+    else:
+        preamble += "typedef bfloat bfloat16_t;\ntypedef half float16_t;\n"
+    preamble += "#pragma clang attribute pop\n"
+    text = cached(f"preamble-{digest(preamble)}.h", text_file(preamble))
+    texts = map(_text, _headers())
+    key = digest(compiler.version, _mlx_version(), repr(flags), preamble, *texts)
+
+    def build(path: Path) -> None:
+        # by content, not by time: the cache's names already tell the headers apart
+        timeless = ["-Xclang", "-fno-pch-timestamp"]
+        compiler.run(
+            [*flags, *timeless, "-x", "c++-header", "-o", path, text], "the simulator's headers"
+        )
+
+    return cached(f"headers-{key}.pch", build)
+
+
+@cache
+def _mlx_include() -> list[Path]:
+    """MLX's headers, which its wheel holds: custom kernels are compiled after its utils.h."""
+    spec = importlib.util.find_spec("mlx")
+    folders = [Path(p, "include") for p in (spec.submodule_search_locations or [])] if spec else []
+    return [f for f in folders if (f / "mlx/backend/metal/kernels/utils.h").exists()][:1]
+
+
+@cache
+def _mlx_version() -> str:
+    """Stands for what its utils.h includes."""
+    return importlib.metadata.version("mlx")
+
+
+@cache
+def _headers() -> tuple[Path, ...]:
+    return tuple(sorted(p for p in (_FOLDER / "include").rglob("*") if p.is_file()))
+
+
+def _include(name: str) -> Path:
+    return _FOLDER / "include" / name
+
+
+def _readable(diagnostics: str) -> str:
+    # how include/metal_stdlib makes an error of the word
+    no_double = "unknown type name 'msl_error__double_is_not_a_Metal_type'"
+    diagnostics = diagnostics.replace(no_double, "Metal has no double")
+    return re.sub(r"^.*/(?=kernel\.cpp)", "", diagnostics, flags=re.MULTILINE)[-6000:]
+
+
+@cache
+def _text(path: Path) -> str:
+    return path.read_text()

@@ -1,0 +1,1 @@
+"""The Metal language: its text, and the C++ that clang takes for it."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .build.compiler import CompileError, SimulatorUnavailable, unavailable
-    from .debugging import trace
+    from .debugging import debug, trace
     from .kernel import Kernel, SimulationError, metal_kernel
     from .kinds import FATAL, KINDS
     from .language.linter import lint
@@ -35,6 +35,7 @@ __all__ = [
     "SimulationError",
     "SimulatorUnavailable",
     "Traffic",
+    "debug",
     "draw_traffic",
     "lint",
     "listen",
@@ -55,7 +56,7 @@ _HOME = {
     "listen": "listeners",
     "options": "settings",
     "redirected": "mac.redirection",
-    "trace": "debugging",
+    **dict.fromkeys(("debug", "trace"), "debugging"),
 }
 
 

@@ -205,7 +205,10 @@ def _built(mlx_call: Trace, name: str, mode: Mode, *_: object) -> tuple[KernelSo
     """A source and its library. What else the library depends on is given to tell them apart."""
     source = read_source(mlx_call.text)
     text = translate(source)
-    return source, kernel_library(text, name, fast_math=mlx_call.fast_math, mode=mode)
+    # the body begins with the line break that MLX puts before the user's source
+    texts = {"header": source.header, "source": source.body.removeprefix("\n")}
+    fast_math = mlx_call.fast_math
+    return source, kernel_library(text, name, fast_math=fast_math, mode=mode, texts=texts)
 
 
 def _compile_finding(error: CompileError) -> Finding:

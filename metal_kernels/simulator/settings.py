@@ -29,11 +29,14 @@ class Options:
     checked: bool = True
     maps: bool = False
     trace: tuple[int, int, int] | None = None
+    debug: tuple[int, int, int] | None = None
     workers: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
     @property
     def mode(self) -> Mode:
         """How kernels are compiled for it."""
+        if self.debug is not None:
+            return "debugged"
         if self.trace is not None:
             return "traced"
         return "checked" if self.checked else "unchecked"

@@ -1,6 +1,11 @@
-"""What a kernel logs, and the steps of a thread."""
+"""What a kernel logs, the steps of a thread, and a debugger."""
 
 from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 from launches import INDEX, launch
@@ -103,3 +108,52 @@ o[i] = 0;"""
         *("b = true", "c = -1", "d = 255", "e = -2", "f = 65535", "g = -3", "k = -4", "l = 5"),
         *("h = -2.5", "m = 1.5", "n = 0.001", "p = (1, 2)"),
     ]
+
+
+SCRIPT = f"""
+import mlx.core as mx
+from fm_mlx.metal_kernels import simulator
+
+kernel = simulator.metal_kernel("stepped", ["x"], ["o"], {STEPPED!r}, header={HEADER!r})
+with simulator.debug((5,)):
+    (o,) = kernel(
+        inputs=[mx.arange(64).astype(mx.float32)],
+        grid=(64, 1, 1),
+        threadgroup=(64, 1, 1),
+        output_shapes=[(64,)],
+        output_dtypes=[mx.float32],
+    )
+print(o[5].item())
+"""
+GDB = """
+set breakpoint pending on
+set debuginfod enabled off
+break msl_thread_begins
+run
+break source:9
+continue
+print i
+print a
+step
+info source
+"""
+
+
+def test_for_a_debugger_nothing_is_watched():
+    with simulator.debug((5,)):
+        o, report = launch(STEPPED, make={"header": HEADER})
+    assert o[5].item() == 10
+    assert report.buffers["x"].loads.count == 0
+    assert not report.findings
+
+
+def test_in_gdb(tmp_path):
+    if not shutil.which("gdb"):
+        pytest.skip("no gdb to step with")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "words").write_text(GDB)
+    command = ["gdb", "-q", "-batch", "-x", "words", "--args", sys.executable, "script.py"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert "$1 = 5" in told
+    assert "$2 = {0, 5}" in told
+    assert re.search(r"Current source file is \S*header\b", told)

@@ -12,7 +12,7 @@ from fm_mlx.metal_kernels.simulator.execution import native
 
 README = Path(simulator.__file__).with_name("README.md").read_text()
 FENCED = re.findall(r"```(?:python)?\n(.*?)```", README, re.DOTALL)
-EXAMPLE, PRINTED, REDIRECTED, TRACED, STEPS = FENCED
+EXAMPLE, PRINTED, REDIRECTED, TRACED, STEPS, _ = FENCED
 # What the steps are those of.
 COPIED = """
 uint i = thread_position_in_grid.x;

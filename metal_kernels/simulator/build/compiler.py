@@ -12,12 +12,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from .disk_cache import cached, digest, text_file
+from .disk_cache import cached, digest, folder, text_file
 from .instrument import Mode, Variable, instrument, program_scope_variables
 from .ir import USER_FILES, variable_name
 from ..language.translate import cpp
@@ -162,7 +162,9 @@ def runtime_library() -> Path:
     return cached(f"{name}.so", build)
 
 
-def kernel_library(text: str, name: str, *, fast_math: bool, mode: Mode = "checked") -> Library:
+def kernel_library(
+    text: str, name: str, *, fast_math: bool, mode: Mode = "checked", texts: Mapping[str, str]
+) -> Library:
     """A translated kernel as a shared library, from the cache if it was compiled before.
 
     Args:
@@ -170,6 +172,7 @@ def kernel_library(text: str, name: str, *, fast_math: bool, mode: Mode = "check
         name: the name of the kernel, for messages.
         fast_math: compile as in MLX's math mode "fast".
         mode: how much is watched.
+        texts: the user's text by its name in lines, for a debugger to show.
 
     Raises:
         CompileError: with the compiler's messages.
@@ -177,9 +180,12 @@ def kernel_library(text: str, name: str, *, fast_math: bool, mode: Mode = "check
     """
     compiler = find_compiler()
     flags = [*kernel_flags(compiler), "-ffast-math" if fast_math else "-fno-fast-math"]
-    flags.append("-g" if mode == "traced" else "-gline-tables-only")
-    texts = map(_text, [*_STEPS, *_headers()])
-    key = digest(compiler.version, _mlx_version(), repr(flags), mode, text, *texts)
+    flags.append("-gline-tables-only" if mode in ("checked", "unchecked") else "-g")
+    own = map(_text, [*_STEPS, *_headers()])
+    key = digest(compiler.version, _mlx_version(), repr(flags), mode, text, *own)
+    shown: list[str] = []
+    if mode == "debugged":
+        shown.append(f"-fdebug-compilation-dir={_shown_to_debuggers(key, texts)}")
 
     def build(path: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +193,8 @@ def kernel_library(text: str, name: str, *, fast_math: bool, mode: Mode = "check
             unit.write_text(text)
             precompiled = _precompiled_headers(compiler, flags)
             messages = compiler.run(
-                [*flags, "-include-pch", precompiled, "-S", "-emit-llvm", "-o", ir, unit], name
+                [*flags, *shown, "-include-pch", precompiled, "-S", "-emit-llvm", "-o", ir, unit],
+                name,
             )
             module = ir.read_text()
             if symbols := program_scope_variables(module):
@@ -195,7 +202,7 @@ def kernel_library(text: str, name: str, *, fast_math: bool, mode: Mode = "check
                 raise CompileError(f"{name} does not compile:\n{found}")
             result = instrument(module, mode)
             ir.write_text(result.text)
-            compiler.run([*_link_flags(compiler), "-o", path, ir], name)
+            compiler.run([*_link_flags(compiler, mode), "-o", path, ir], name)
             facts = {
                 "threadgroup": [asdict(v) for v in result.threadgroup],
                 "constants": [asdict(v) for v in result.constants],
@@ -278,9 +285,16 @@ def kernel_flags(compiler: Compiler) -> list[str]:
     ]
 
 
-def _link_flags(compiler: Compiler) -> list[str]:
+def _shown_to_debuggers(key: str, texts: Mapping[str, str]) -> Path:
+    """The folder that holds the user's texts under the names that the lines of a kernel have."""
+    for name, text in texts.items():
+        cached(f"debugged-{key}/{name}", text_file(text))
+    return folder() / f"debugged-{key}"
+
+
+def _link_flags(compiler: Compiler, mode: Mode) -> list[str]:
     return [
-        "-O1",
+        "-O0" if mode == "debugged" else "-O1",
         "-fPIC",
         "-shared",
         "-nostdlib++",

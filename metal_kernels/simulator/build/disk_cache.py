@@ -40,7 +40,7 @@ def cached(name: str, build: Callable[[Path], None], sidecar: str = "") -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            built = Path(scratch, name)
+            built = Path(scratch, path.name)
             build(built)
             if sidecar:
                 os.replace(built.with_suffix(sidecar), path.with_suffix(sidecar))

@@ -98,8 +98,9 @@ def program_scope_variables(ir: str) -> list[str]:
     return [name for name in _GENERIC_GLOBAL.findall(ir) if not _OWN_GLOBAL.match(name)]
 
 
-# How much is watched: everything, everything and the steps of a thread, or nothing.
-Mode = Literal["checked", "traced", "unchecked"]
+# How much is watched: everything, everything and the steps of a thread, or nothing. For a
+# debugger nothing is watched, and nothing is optimised.
+Mode = Literal["checked", "traced", "unchecked", "debugged"]
 
 
 def instrument(ir: str, mode: Mode = "checked") -> Instrumented:
@@ -128,7 +129,7 @@ class _Module:
     """A module on its way to `Instrumented`."""
 
     def __init__(self, ir: str, mode: Mode):
-        self._is_checked = mode != "unchecked"
+        self._is_checked = mode in ("checked", "traced")
         self._tracing = Tracing(ir) if mode == "traced" else None
         self._types = Types(ir)
         self._places = Places(ir)

@@ -77,7 +77,7 @@ class Launch:
 
     def _is_ordered(self, chosen: Options) -> bool:
         """Whether its threadgroups have to run one after another."""
-        return self.library.is_ordered or chosen.order == "random" or chosen.maps
+        return self.library.is_ordered or chosen.order == "random" or chosen.maps or chosen.debug
 
     def _execute(self, grid, threadgroup, chosen: Options, workers: int) -> Report | None:
         return native.run(
@@ -94,10 +94,11 @@ class Launch:
             timeout_ms=int(chosen.timeout * 1000),
             stack_bytes=_STACK_BYTES,
             workers=workers,
-            checked=chosen.mode != "unchecked",
+            checked=chosen.mode in ("checked", "traced"),
             traces=chosen.trace is not None,
             maps=chosen.maps,
-            traced=chosen.trace or (0, 0, 0),
+            debugs=chosen.debug is not None,
+            traced=chosen.debug or chosen.trace or (0, 0, 0),
         )
 
     def _fill(self, inputs: Sequence[HostArray], init_value: float | None) -> None:

@@ -81,7 +81,7 @@ class _Config(ctypes.Structure):
     _fields_ = _fields(
         (_u32 * 3, "grid threadgroup"),
         (_u32, "order seed reduce_order yield_at_memory flush_denormals timeout_ms stack_bytes"),
-        (_u32, "waits checked traces"),
+        (_u32, "waits checked traces debugs"),
         (_u32 * 3, "traced"),
         (_u32, "workers"),
     )
@@ -227,7 +227,7 @@ def run(
         library: the compiled kernel.
         memories: what its buffer parameters point to, in order.
         grid, threadgroup: three numbers each.
-        traced: the position in the grid of the thread to trace, if one is.
+        traced: the position in the grid of the thread to trace or to debug, if one is.
         maps: whether to count what every part of a buffer is asked for.
         config: fields of msl_config.
     """

@@ -116,7 +116,7 @@ static void fiber_main() {
   if (launch.is_plain) {
     run_plain_threads();
   } else {
-    launch.entry(launch.arguments, &launch.current->thread);
+    run_thread();
   }
   launch.current->state = kDone;
   yield_to_scheduler();

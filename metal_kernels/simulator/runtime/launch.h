@@ -84,6 +84,7 @@ struct msl_config {
   uint32_t waits;        // whether a thread may have to wait for others
   uint32_t checked;      // whether accesses are watched
   uint32_t traces;       // whether to tell of the steps of the thread at `traced` in the grid
+  uint32_t debugs;       // whether to call msl_thread_begins before it runs
   uint32_t traced[3];
   uint32_t workers;      // processes, at most, that share the threadgroups of a long launch
 };
@@ -131,6 +132,9 @@ extern const uint32_t msl_layout[6];
 
 // What kernels logged in the last launch, and the steps of a thread: see runtime/log.cpp.
 const char* msl_log_text(uint64_t* size);
+
+// Nothing but a place for a debugger's breakpoint.
+void msl_thread_begins();
 
 // Memory with redzones on both sides, filled with 0xFF. `block` is what msl_free wants.
 void* msl_allocate(uint64_t size, void** block, uint64_t* block_size);

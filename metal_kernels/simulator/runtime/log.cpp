@@ -55,10 +55,10 @@ extern "C" void __msl_log(const char* format, ...) {
 
 // ---- a traced thread
 
-static bool is_traced() {
+bool is_traced() {
   const uint32_t* position = launch.current->thread.position_in_grid;
   const uint32_t* wanted = launch.config.traced;
-  return launch.config.traces && position[0] == wanted[0] && position[1] == wanted[1] &&
+  return position[0] == wanted[0] && position[1] == wanted[1] &&
          position[2] == wanted[2];
 }
 
@@ -120,7 +120,7 @@ static void print_value(char* words, size_t size, uint32_t type, const uint8_t* 
 
 extern "C" void __msl_traced(const void* pointer, const void* variable, unsigned size,
                              unsigned type, unsigned site, const char* name) {
-  if (!is_traced()) {
+  if (!launch.config.traces || !is_traced()) {
     return;
   }
   char words[512], value[256];
@@ -137,7 +137,7 @@ extern "C" void __msl_traced(const void* pointer, const void* variable, unsigned
 
 extern "C" void __msl_traced_memory(const void* pointer, unsigned type, unsigned site,
                                     unsigned is_store) {
-  if (!is_traced()) {
+  if (!launch.config.traces || !is_traced()) {
     return;
   }
   Watched* watched = find_buffer((uint64_t)pointer);

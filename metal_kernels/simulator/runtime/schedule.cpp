@@ -298,6 +298,15 @@ static bool resolve_threadgroup_barrier(uint32_t done) {
   return true;
 }
 
+extern "C" __attribute__((noinline)) void msl_thread_begins() { asm volatile(""); }
+
+void run_thread() {
+  if (launch.config.debugs && is_traced()) {
+    msl_thread_begins();
+  }
+  launch.entry(launch.arguments, &launch.current->thread);
+}
+
 // Threads that wait for nobody, on the stack of the first.
 void run_plain_threads() {
   Fiber* fiber = launch.current;
@@ -311,7 +320,7 @@ void run_plain_threads() {
       place_in_threadgroup(fiber->thread, simdgroups[i] * kLanes + order[lane]);
       fiber->place = &kNowhere;
       fiber->guards = 0;
-      launch.entry(launch.arguments, &fiber->thread);
+      run_thread();
     }
   }
 }

@@ -137,6 +137,7 @@ void place_in_threadgroup(msl_thread& thread, uint32_t index);
 // schedule.cpp
 void run_threadgroup();
 void run_plain_threads();
+void run_thread();
 uint32_t random_number();
 void shuffle(uint32_t* items, uint32_t count);
 
@@ -171,6 +172,7 @@ inline bool is_written(const Watched& watched, const Shadow& shadow) {
 
 // log.cpp
 void forget_log();
+bool is_traced();  // the thread that runs is the one to trace
 
 // workers.cpp
 constexpr uint32_t kMostWorkers = 16;

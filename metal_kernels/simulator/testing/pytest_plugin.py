@@ -82,7 +82,7 @@ class Simulation:
         from .. import settings
         from ..build.compiler import unavailable
         from ..mac import macos
-        from ..mac import redirection as mac
+        from ..mac import redirection
         from .record import Record, recorded
 
         options = config.known_args_namespace
@@ -95,14 +95,14 @@ class Simulation:
         self._open = ExitStack()
         self._record = Record()
         try:
-            self._open.enter_context(mac.redirected(chip=self.chip, raises=False))
+            self._open.enter_context(redirection.redirected(chip=self.chip, raises=False))
         except ValueError as error:
             raise pytest.UsageError(f"--metal-chip: {error}") from None
         settings.set_defaults(orders=options.metal_orders)
         self._open.enter_context(recorded(self._record))
         if options.metal_macos:
             self._open.enter_context(macos.pretended())
-        mac.adopt()
+        redirection.adopt()
 
     def pytest_unconfigure(self) -> None:
         from .. import settings

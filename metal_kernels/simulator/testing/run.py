@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from .. import settings
-from ..mac import redirection as mac
+from ..mac import redirection
 from ..mac.macos import pretended
 from .annotations import github, write_sarif
 from .record import NOT_ON_THE_CPU, Record, distinct, is_not_on_the_cpu, recorded, table
@@ -49,7 +49,7 @@ def run(
     before = settings.set_defaults(orders=orders)
     try:
         with ExitStack() as pretence:
-            pretence.enter_context(mac.redirected(chip=chip, raises=False))
+            pretence.enter_context(redirection.redirected(chip=chip, raises=False))
             pretence.enter_context(recorded(record))
             if macos:
                 pretence.enter_context(pretended())

@@ -163,10 +163,7 @@ class Kernel:
         size = (call["grid"], call["threadgroup"])
 
         def run(options) -> tuple[list[mx.array], Report]:
-            try:
-                return launch.run(inputs, *size, call.get("init_value"), options)
-            except OSError as error:  # the loader does not find a function
-                raise CompileError(f"{self.definition['name']} does not link: {error}") from None
+            return launch.run(inputs, *size, call.get("init_value"), options)
 
         outputs, report = run(chosen)
         for options in schedules.further(chosen):

@@ -16,6 +16,17 @@ RESULTS = Path(__file__).parents[2] / "evidence/results/planted_mistakes.json"
 PLANTED = [(case, mistake) for case in CASES for mistake in case.mistakes]
 
 
+def _first_of_each_kind() -> list:
+    """The mistakes as parameters: one of every kind in each run, `pytest -m slow` has all."""
+    seen: set[str] = set()
+    parameters = []
+    for case, mistake in PLANTED:
+        marks = [pytest.mark.slow] if mistake.kinds[0] in seen else []
+        seen.add(mistake.kinds[0])
+        parameters.append(pytest.param(case, mistake, marks=marks))
+    return parameters
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_correct(case: Case):
     outcomes = [run(case, order) for order in SCHEDULES]
@@ -24,7 +35,7 @@ def test_correct(case: Case):
         assert difference(case, outcome.outputs) is None
 
 
-@pytest.mark.parametrize(("case", "mistake"), PLANTED, ids=lambda value: value.name)
+@pytest.mark.parametrize(("case", "mistake"), _first_of_each_kind(), ids=lambda value: value.name)
 def test_planted(case: Case, mistake: Mistake):
     outcomes = [run(case.planted(mistake), order) for order in SCHEDULES]
     told = [telling(case, mistake, outcome.findings) for outcome in outcomes]

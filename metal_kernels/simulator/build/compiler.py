@@ -295,6 +295,7 @@ def _shown_to_debuggers(key: str, texts: Mapping[str, str]) -> Path:
 def _link_flags(compiler: Compiler, mode: Mode) -> list[str]:
     return [
         "-O0" if mode == "debugged" else "-O1",
+        "-fno-unroll-loops",
         "-fPIC",
         "-shared",
         "-nostdlib++",

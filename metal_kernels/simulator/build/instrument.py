@@ -55,6 +55,7 @@ _OWN_GLOBAL = re.compile(r"\.|\d|__const|switch\.|llvm\.|anon|__func|_ZZ.*__func
 _WAITS = re.compile(
     r"call void @__msl_(?:collective|threadgroup_barrier|simdgroup_barrier|atomic)\("
 )
+_PLACE = re.compile(r",? !dbg !\d+|^ *(?:#dbg_|call void @llvm\.dbg\.).*\n", re.MULTILINE)
 _UNINITIALISED = re.compile(r'^!(\d+) = !\{!"auto-init"\}', re.MULTILINE)
 # The functions of C++ for its heap.
 _HEAP = re.compile(r"@_Z(?:n[wa][jm]|d[la]Pv)\w*\(")
@@ -130,6 +131,7 @@ class _Module:
 
     def __init__(self, ir: str, mode: Mode):
         self._is_checked = mode in ("checked", "traced")
+        self._keeps_places = mode == "debugged"
         self._tracing = Tracing(ir) if mode == "traced" else None
         self._types = Types(ir)
         self._places = Places(ir)
@@ -202,7 +204,8 @@ class _Module:
         for name, operands in (("memset.p0", "ptr, i8"), ("memmove.p0.p0", "ptr, ptr")):
             if f"declare void @llvm.{name}.i64(" not in text:
                 text += f"\ndeclare void @llvm.{name}.i64({operands}, i64, i1)\n"
-        self._result.text = text
+        # the places are in the table now: without them the optimiser has less to do
+        self._result.text = text if self._keeps_places else _PLACE.sub("", text)
         self._result.waits = bool(_WAITS.search(text))
         ordered = ("call void @__msl_atomic(", "@__msl_log(ptr")
         self._result.is_ordered = any(call in text for call in ordered)

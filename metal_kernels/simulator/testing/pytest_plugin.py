@@ -81,8 +81,7 @@ class Simulation:
     def __init__(self, config: pytest.Config):
         from .. import settings
         from ..build.compiler import unavailable
-        from ..mac import macos
-        from ..mac import redirection
+        from ..mac import macos, redirection
         from .record import Record, recorded
 
         options = config.known_args_namespace

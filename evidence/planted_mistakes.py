@@ -14,25 +14,28 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+# The kernels are imported where they are run: to print a table of the last run needs none.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/simulator"))
+if TYPE_CHECKING:
+    from planted import Case, Mistake
 
-from figures import FOLDER
-from planted import CASES, SCHEDULES, Case, Mistake, difference, run, telling
-from public_bugs import BUGS
+    from fm_mlx.metal_kernels.simulator import Finding
 
-from fm_mlx.metal_kernels.simulator import Finding
-from fm_mlx.metal_kernels.simulator.build.compiler import find_compiler
-from fm_mlx.support.files import write_json
-
-RESULTS = FOLDER / "planted_mistakes.json"
+RESULTS = Path(__file__).parent / "results/planted_mistakes.json"
+SCHEDULES = ("forward", "random")
 
 Rows = list[list[str]]
 
 
 def measured() -> dict[str, Any]:
     """Run every kernel in every schedule."""
+    from planted import CASES
+    from public_bugs import BUGS
+
+    from fm_mlx.metal_kernels.simulator.build.compiler import find_compiler
+
     return {
         "compiler": find_compiler().version.splitlines()[0],
         "mistakes": [
@@ -55,6 +58,8 @@ def measured() -> dict[str, Any]:
 
 def _told(case: Case, mistake: Mistake) -> dict[str, Any]:
     """Which finding tells a mistake in each schedule, and which there are."""
+    from planted import run, telling
+
     wrong = case.planted(mistake)
     told: dict[str, Any] = {
         "mistake": mistake.name,
@@ -73,6 +78,8 @@ def _told(case: Case, mistake: Mistake) -> dict[str, Any]:
 
 def _accused(case: Case) -> dict[str, Any]:
     """What is found in a correct kernel, and whether its numbers are right."""
+    from planted import difference, run
+
     result: dict[str, Any] = {"kernel": case.name, "about": case.about}
     for order in SCHEDULES:
         outcome = run(case, order)
@@ -143,6 +150,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {"kinds": kinds, "bugs": b
 def main(argv: Sequence[str]) -> int:
     """Run everything and print a table of it, or one of the tables of the last run."""
     if not argv:
+        from fm_mlx.support.files import write_json
+
         results = measured()
         write_json(RESULTS, results)
         table = every(results)

@@ -341,8 +341,9 @@ class TestKeyMaps:
         refused(convert(source(), *UNSEEN, "--key-map", path), said.replace("PATH", str(path)))
 
 
-def test_a_killed_run_leaves_nothing_that_loads_half(tmp_path):
-    """Killed at ten moments: the folder is whole or is not there."""
+@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_killed_run_leaves_nothing_that_loads_half(tmp_path, kills):
+    """Killed at several moments: the folder is whole or is not there."""
     exported = tmp_path / "torch"
     assert cli.main(["export", "--torch-path", str(exported)]) == 0
     command = [sys.executable, "-m", "fm_mlx", "convert", "--hf-path", str(exported), "--no-parity"]
@@ -352,10 +353,10 @@ def test_a_killed_run_leaves_nothing_that_loads_half(tmp_path):
     )
     took = time.monotonic() - start
     wanted = sorted(path.name for path in (tmp_path / "whole").iterdir())
-    for i in range(10):
+    for i in range(kills):
         out = tmp_path / f"mlx{i}"
         process = subprocess.Popen([*command, "--mlx-path", str(out)], stdout=subprocess.DEVNULL)
-        time.sleep(took * (0.5 + i / 20))
+        time.sleep(took * (0.5 + i / (2 * kills)))
         process.send_signal(signal.SIGKILL)
         process.wait()
         left = [out] if out.exists() else list(tmp_path.glob(f".mlx{i}.*"))

@@ -215,19 +215,20 @@ def finished(run: subprocess.Popen) -> None:
     assert run.returncode == 0, output
 
 
-def test_killed_anywhere(options, tmp_path):
-    """Ten kills at random moments lose at most the steps since the last save, never a save.
+@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_anywhere(options, tmp_path, kills):
+    """Kills at random moments lose at most the steps since the last save, never a save.
 
     The losses are then those of a run that was never killed.
     """
-    iters, every = 300, 3
+    iters, every = 30 * kills, 3
     whole = options(adapter_path=str(tmp_path / "whole"), iters=iters, save_every=every)
     unbroken = started(whole)
     chosen = options(iters=iters, save_every=every)
     folder = Path(chosen.adapter_path)
     rng = random.Random(0)
     saved, checkpoint = 0, folder / "checkpoint.safetensors"
-    for _ in range(10):
+    for _ in range(kills):
         run = started(chosen, *(["--resume"] if checkpoint.is_file() else []))
         some = saved + rng.randint(0, 2 * every)
         deadline = time.monotonic() + 60

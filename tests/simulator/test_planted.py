@@ -52,7 +52,8 @@ def test_names_tell_cases_and_mistakes_apart():
 
 def test_every_kind_of_finding_has_a_mistake():
     kinds = {kind for _, mistake in PLANTED for kind in mistake.kinds}
-    assert kinds >= simulator.KINDS
+    # sums of float atomics round in their order, which is no mistake
+    assert kinds >= simulator.KINDS - {"schedule-rounding"}
 
 
 def test_results_are_those_of_these_kernels():

@@ -26,7 +26,7 @@ _disregarded: ContextVar[bool] = ContextVar("disregarded", default=False)
 def path() -> Path:
     """The file that the verdicts are kept in."""
     # imported here: a process without verdicts has no use for the simulator's package
-    from fm_mlx.metal_kernels.simulator.build.disk_cache import folder
+    from fm_mlx.metal_kernels.simulator.compilation.disk_cache import folder
 
     return folder() / "doctor.json"
 
@@ -98,7 +98,7 @@ def _read() -> dict[str, dict[str, str]]:
 
 
 def _about(name: str) -> str:
-    from fm_mlx.metal_kernels.simulator.build.disk_cache import digest
+    from fm_mlx.metal_kernels.simulator.compilation.disk_cache import digest
 
     device = mx.device_info().get("device_name")
     return digest(metal_source(f"{name}.metal"), mlx_version(), str(device))

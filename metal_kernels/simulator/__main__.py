@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .build.compiler import unavailable
+from .compilation.compiler import unavailable
 from .mac.chips import CHIPS, DEFAULT_CHIP
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from .build import disk_cache
-from .build.compiler import CompileError, Library, find_compiler, kernel_library
-from .build.instrument import Mode
+from .compilation import disk_cache
+from .compilation.compiler import CompileError, Library, find_compiler, kernel_library
+from .compilation.instrument import Mode
 from .execution import checks, schedules
 from .execution.arrays import HostArray, as_mlx
 from .execution.launch import Launch, hosts

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .build.instrument import Mode
+from .compilation.instrument import Mode
 from .execution import native
 from .kinds import FATAL, KINDS
 

@@ -11,7 +11,7 @@ import pytest
 from launches import INDEX, X, launch
 
 from fm_mlx.metal_kernels import simulator
-from fm_mlx.metal_kernels.simulator.build import compiler, disk_cache
+from fm_mlx.metal_kernels.simulator.compilation import compiler, disk_cache
 from fm_mlx.metal_kernels.simulator.execution import native
 
 SHARED = (

@@ -10,7 +10,7 @@ import pytest
 from launches import INDEX, X, launch
 
 from fm_mlx.metal_kernels import simulator
-from fm_mlx.metal_kernels.simulator.build import disk_cache
+from fm_mlx.metal_kernels.simulator.compilation import disk_cache
 
 CALL = {
     "inputs": [X],

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..build.compiler import Library
+from ..compilation.compiler import Library
 from ..language.source import KernelSource
 from ..mac.mlx_calls import Trace
 from ..report import Report
@@ -77,7 +77,8 @@ class Launch:
 
     def _is_ordered(self, chosen: Options) -> bool:
         """Whether its threadgroups have to run one after another."""
-        return self.library.is_ordered or chosen.order == "random" or chosen.maps or chosen.debug
+        looked_into = chosen.maps or chosen.debug is not None
+        return self.library.is_ordered or chosen.order == "random" or looked_into
 
     def _execute(self, grid, threadgroup, chosen: Options, workers: int) -> Report | None:
         return native.run(

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..build.compiler import CompileError, Library, runtime_library
-from ..build.ir import variable_name
+from ..compilation.compiler import CompileError, Library, runtime_library
+from ..compilation.ir import variable_name
 from ..report import Buffer, Finding, Note, Report, Traffic
 
 # As runtime/launch.h numbers them.

@@ -80,7 +80,7 @@ class Simulation:
 
     def __init__(self, config: pytest.Config):
         from .. import settings
-        from ..build.compiler import unavailable
+        from ..compilation.compiler import unavailable
         from ..mac import macos, redirection
         from .record import Record, recorded
 

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from ..language.translate import cpp
 from .disk_cache import cached, digest, folder, text_file
 from .instrument import Mode, Variable, instrument, program_scope_variables
 from .ir import USER_FILES, variable_name
-from ..language.translate import cpp
 
 COMPILER_VARIABLE = "FM_MLX_CLANG"
 
@@ -28,7 +28,7 @@ _FOLDER = Path(__file__).parents[1]
 # The modules on which the code of a kernel depends.
 _STEPS = (
     *sorted((_FOLDER / "language").glob("*.py")),
-    *sorted((_FOLDER / "build").glob("*.py")),
+    *sorted((_FOLDER / "compilation").glob("*.py")),
 )
 _OLDEST_CLANG = 18
 _MACHINES = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}

@@ -9,7 +9,6 @@ does most of, and launches a second of a small one.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +18,10 @@ import mlx.core as mx
 from figures import record
 
 from fm_mlx.metal_kernels import simulator
+from fm_mlx.metal_kernels.simulator.settings import current
 from fm_mlx.perf.timing import medians_in_turns, seconds_of
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = current().workers
 WAYS: dict[str, dict[str, Any]] = {
     "checked, one core": {"workers": 1},
     f"checked, {CORES} cores": {"workers": CORES},

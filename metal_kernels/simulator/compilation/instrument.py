@@ -55,6 +55,8 @@ _OWN_GLOBAL = re.compile(r"\.|\d|__const|switch\.|llvm\.|anon|__func|_ZZ.*__func
 _WAITS = re.compile(
     r"call void @__msl_(?:collective|threadgroup_barrier|simdgroup_barrier|atomic)\("
 )
+# Calls of include/ for which the user's line counts.
+_TELLS_ITS_PLACE = re.compile(r"call void @__msl_collective\(|@__msl_log\(")
 _PLACE = re.compile(r",? !dbg !\d+|^ *(?:#dbg_|call void @llvm\.dbg\.).*\n", re.MULTILINE)
 _UNINITIALISED = re.compile(r'^!(\d+) = !\{!"auto-init"\}', re.MULTILINE)
 # The functions of C++ for its heap.
@@ -170,7 +172,7 @@ class _Module:
                 after = self._access(lines, at, access, private)
             elif memory := _MEMORY_CALL.match(text):
                 after = self._memory_call(line, memory[1], private)
-            elif "call void @__msl_collective(" in text or "@__msl_log(" in text:
+            elif _TELLS_ITS_PLACE.search(text):
                 self._user_place(line)
             elif cast := _SPACE_CAST.search(text):
                 self._space_cast(line, int(cast[1] or 0), int(cast[2] or 0))
@@ -188,7 +190,7 @@ class _Module:
     def _unchecked(self, lines: Sequence[str]) -> None:
         """A function that only has to get to its end, and to say where it waits."""
         for line in lines:
-            if "call void @__msl_collective(" in line or "@__msl_log(" in line:
+            if _TELLS_ITS_PLACE.search(line):
                 self._user_place(line)
             self._lines += arithmetic.safe_division(line) or [line]
 
@@ -261,14 +263,14 @@ class _Module:
         return private.after(line, None)
 
     def _space_cast(self, line: str, source: int, target: int) -> None:
-        # a cast to a pointer without an address space is what lint.py knows
+        # a cast to a pointer without an address space is what linter.py knows
         if target not in (0, source) and self._places.own_file(line) in USER_FILES:
             file, number, _ = self._places.of(line)
             message = f"a cast from {_SPACES[source]} to {_SPACES[target]} memory"
             self._result.rejected.append((file, number, message))
 
     def _user_place(self, line: str) -> None:
-        """Tell the runtime where the user's text calls the SIMD function of `line`."""
+        """Tell the runtime where the user's text calls the function of `line`."""
         if self._places.of(line)[0] in USER_FILES:
             self._lines.append(f"  call void @__msl_place(i32 {self._places.site(line)})")
 

@@ -16,6 +16,16 @@ USER_FILES = ("source", "header")
 # The name of a value.
 VALUE = r"%(?:[-\w.$]+|\"[^\"]*\")"
 
+# A private variable: its name and type.
+ALLOCA = re.compile(rf"\s*({VALUE}) = alloca (.*?), align (\d+)")
+# An address computed from a pointer: its name, the type, the pointer, and the indices.
+ADDRESS = re.compile(
+    rf"\s*({VALUE}) = getelementptr (?:inbounds |nuw |nusw )*(.+), "
+    rf"ptr ({VALUE})((?:, i\d+ [^\s,]+)*)"
+)
+# A pointer that is loaded from a private variable: its name, and where it was.
+LOADED_POINTER = re.compile(rf"\s*({VALUE}) = load ptr, ptr ({VALUE}), align")
+
 _SIZES = {"half": 2, "bfloat": 2, "float": 4, "double": 8, "x86_fp80": 16, "fp128": 16}
 
 

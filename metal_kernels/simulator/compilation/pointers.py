@@ -9,11 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from .ir import VALUE
+from .ir import ADDRESS, ALLOCA, LOADED_POINTER, VALUE
 
-_ALLOCA = re.compile(rf"\s*({VALUE}) = alloca (.*?), align (\d+)")
-_ADDRESS = re.compile(rf"\s*({VALUE}) = getelementptr (?:inbounds |nuw |nusw )*.+, ptr ({VALUE})")
-_LOADED = re.compile(rf"\s*({VALUE}) = load ptr, ptr ({VALUE}), align")
 _STORED = re.compile(rf"\s*store ptr (\S+), ptr ({VALUE}), align")
 _ACCESS = re.compile(rf"\s*(?:{VALUE} = load|store) (?:volatile )?.*, ptr ({VALUE}), align")
 # Neither says anything of what other threads or functions do with a variable.
@@ -38,7 +35,7 @@ class Pointers:
     """
 
     def __init__(self, lines: Sequence[str], is_declaration: Sequence[bool]):
-        self.declared = {m[1]: m[2] for line in lines if (m := _ALLOCA.match(line))}
+        self.declared = {m[1]: m[2] for line in lines if (m := ALLOCA.match(line))}
         self.variable = {name: name for name in self.declared}
         lines = [
             line
@@ -53,11 +50,11 @@ class Pointers:
         self._loaded: dict[str, str] = {}
         stored: list[tuple[str, str]] = []
         for line in lines:
-            if address := _ADDRESS.match(line):
-                self._based[address[1]] = address[2]
-                if address[2] in self.variable:
-                    self.variable[address[1]] = self.variable[address[2]]
-            elif (load := _LOADED.match(line)) and load[2] in pointers:
+            if address := ADDRESS.match(line):
+                self._based[address[1]] = address[3]
+                if address[3] in self.variable:
+                    self.variable[address[1]] = self.variable[address[3]]
+            elif (load := LOADED_POINTER.match(line)) and load[2] in pointers:
                 self._loaded[load[1]] = load[2]
             elif (store := _STORED.match(line)) and store[2] in pointers:
                 stored.append((store[1], store[2]))
@@ -94,16 +91,16 @@ def _other_uses(line: str, known: set[str], pointers: set[str] | None = None) ->
     Storing them in one of the pointer variables, if these are given, is nothing else either.
     """
     names = [name for name in re.findall(VALUE, line) if name in known]
-    if not names or _ALLOCA.match(line):
+    if not names or ALLOCA.match(line):
         return
-    address = _ADDRESS.match(line)
+    address = ADDRESS.match(line)
     access = _ACCESS.match(line)
-    followed = {address[1], address[2]} if address else set()
+    followed = {address[1], address[3]} if address else set()
     if access:
         followed.add(access[1])
     if pointers is not None:
         if (store := _STORED.match(line)) and store[2] in pointers:
             followed.add(store[1])
-        elif (load := _LOADED.match(line)) and load[2] in pointers:
+        elif (load := LOADED_POINTER.match(line)) and load[2] in pointers:
             followed.add(load[1])
     yield from (name for name in names if name not in followed)

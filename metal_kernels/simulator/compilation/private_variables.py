@@ -13,15 +13,9 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from .ir import USER_FILES, VALUE, Places, Types
+from .ir import ADDRESS, ALLOCA, LOADED_POINTER, USER_FILES, VALUE, Places, Types
 from .pointers import Pointers
 
-_ALLOCA = re.compile(rf"\s*({VALUE}) = alloca (.*?), align (\d+)")
-_ADDRESS = re.compile(
-    rf"\s*({VALUE}) = getelementptr (?:inbounds |nuw |nusw )*(.+), "
-    rf"ptr ({VALUE})((?:, i\d+ [^\s,]+)*)"
-)
-_LOADED_POINTER = re.compile(rf"\s*({VALUE}) = load ptr, ptr ({VALUE}), align")
 _STORED_POINTER = re.compile(rf"\s*store ptr ({VALUE}), ptr ({VALUE}), align")
 _FILLED = re.compile(rf"\s*call void @llvm\.mem(?:set|cpy|move)\.[^(]*\(ptr[^%,]* ({VALUE}),")
 _COPY = re.compile(
@@ -102,22 +96,18 @@ class PrivateVariables:
 
     def declaration(self, line: str) -> list[str] | None:
         """What stands for the declaration of a variable with a record or with redzones."""
-        variable = _ALLOCA.match(line)
+        variable = ALLOCA.match(line)
         if not variable:
             return None
         name, size = variable[1], self._types.size(variable[2])
+        lines = [line]
         if name in self._guarded and size:
             zone, outer = f"[{_REDZONE_BYTES} x i8]", f"%msl.guarded.{_stem(name)}"
-            record = []
-            if name in self._recorded:
-                record = [f"  {_record(name)} = alloca [{size} x i8]", _fill(name, size, 1)]
-            return [
+            lines = [
                 f"  {outer} = alloca <{{ {zone}, {variable[2]}, {zone} }}>, align 32",
                 f"  {name} = getelementptr i8, ptr {outer}, i64 {_REDZONE_BYTES}",
                 f"  call void @__msl_guard(ptr {name}, i32 {size})",
-                *record,
             ]
-        lines = [line]
         if name in self._recorded and size:
             lines += [f"  {_record(name)} = alloca [{size} x i8]", _fill(name, size, 1)]
         if self._holds_recorded(name):
@@ -125,7 +115,7 @@ class PrivateVariables:
                 f"  {_record_held(name)} = alloca ptr",
                 f"  store ptr @__msl_written, ptr {_record_held(name)}",
             ]
-        return lines if len(lines) > 1 else None
+        return lines if lines != [line] else None
 
     def before_return(self) -> list[str]:
         """What stands before the function returns: another one may take the place of its arrays."""
@@ -160,11 +150,11 @@ class PrivateVariables:
             lines.append(self._stored_record(line, *stored))
         if (store := _STORED_POINTER.match(line)) and self._holds_recorded(store[2]):
             lines.append(f"  store ptr {_record(store[1])}, ptr {_record_held(store[2])}")
-        if (load := _LOADED_POINTER.match(line)) and self._holds_recorded(load[2]):
+        if (load := LOADED_POINTER.match(line)) and self._holds_recorded(load[2]):
             lines.append(f"  {_record(load[1])} = load ptr, ptr {_record_held(load[2])}")
         if lines:
             return lines
-        if (address := _ADDRESS.match(line)) and self._has_record(address[3]):
+        if (address := ADDRESS.match(line)) and self._has_record(address[3]):
             return [
                 f"  {_record(address[1])} = getelementptr {address[2]}, "
                 f"ptr {_record(address[3])}{address[4]}"

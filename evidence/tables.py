@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 FOLDER = Path(__file__).parent / "results"
@@ -30,6 +31,40 @@ def batches(results: dict[str, Any]) -> Rows:
             [str(line["rows"]), *map(_whole, speeds), *(f"{ratio:.2f}x" for ratio in ratios)]
         )
     return rows
+
+
+def bench(results: dict[str, Any]) -> Rows:
+    """FM, llama and mamba2: medians of all runs, and the least and the largest ratio
+    (docs/performance.md)."""
+    rows = [["", "fm", "llama", "mamba2", "fm : llama", "fm : mamba2"]]
+    for label in results["runs"][0]["figures"]:
+        runs = [run["figures"][label] for run in results["runs"]]
+        form = ".2f" if label.endswith("ms/token") else ",.0f"
+        cells = [f"{median(run[name] for run in runs):{form}}" for name in rows[0][1:4]]
+        rows.append([label, *cells, *(_spread(runs, name, ".2f") for name in rows[0][4:])])
+    return rows
+
+
+def bench_in_brief(results: dict[str, Any]) -> Rows:
+    """The same of three figures, to one decimal (README.md)."""
+    rows = [["", "fm", "fm : llama", "fm : mamba2"]]
+    for label, form in (
+        ("prefill 8192, tokens/s", ",.0f"),
+        ("decode after 8192, ms/token", ".1f"),
+        ("training T=1024, tokens/s", ",.0f"),
+    ):
+        runs = [run["figures"][label] for run in results["runs"]]
+        what, unit = label.split(", ")
+        speed = f"{median(run['fm'] for run in runs):{form}} {unit}"
+        rows.append([what, speed, *(_spread(runs, name, ".1f") for name in rows[0][2:])])
+    return rows
+
+
+def _spread(runs: Sequence[dict[str, float]], name: str, form: str) -> str:
+    """The median of a ratio, and between what it was."""
+    ratios = [run[name] for run in runs]
+    least, middle, most = (f"{x:{form}}" for x in (min(ratios), median(ratios), max(ratios)))
+    return f"{middle}x" if least == most else f"{middle}x ({least} to {most})"
 
 
 def many_rows(results: dict[str, Any]) -> Rows:
@@ -131,17 +166,29 @@ def speculative(results: dict[str, Any]) -> Rows:
 TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
     table.__name__: table
     for table in (
-        *(batches, many_rows, questions, second_turn, simulator_speed, speculative, steps),
+        *(
+            batches,
+            bench,
+            bench_in_brief,
+            many_rows,
+            questions,
+            second_turn,
+            simulator_speed,
+            speculative,
+            steps,
+        ),
     )
 }
+# The results of a table that is not named like them.
+RESULTS = {"bench_in_brief": "bench"}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table of one run, whose results are in results/NAME.json."""
+    """Print the table of one run, whose results are in results/."""
     if len(argv) != 1 or argv[0] not in TABLES:
         print(f"usage: python evidence/tables.py {{{','.join(TABLES)}}}", file=sys.stderr)
         return 2
-    content = (FOLDER / f"{argv[0]}.json").read_text(encoding="utf-8")
+    content = (FOLDER / f"{RESULTS.get(argv[0], argv[0])}.json").read_text(encoding="utf-8")
     head, *body = TABLES[argv[0]](json.loads(content))
     for row in (head, ["---"] * len(head), *body):
         print(_line(row))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import mlx.core as mx
 import pytest
 
@@ -47,9 +49,11 @@ def tiny_arms(monkeypatch):
     mx.enable_compile()
 
 
-def test_prints_every_figure_of_every_arm(tiny_arms, capsys):
+def test_prints_every_figure_of_every_arm(tiny_arms, capsys, tmp_path):
     options = "--contexts 64 96 --train-lengths 8 --lora-lengths 9 --rounds 1 --llama-heads 2"
-    assert main(["bench", *options.split()]) == 0
+    kept = tmp_path / "runs.json"
+    kept.write_text('{"runs": [3]}')
+    assert main(["bench", *options.split(), "--json", str(kept)]) == 0
     out = capsys.readouterr().out
     rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")]
     assert rows[0][1:4] == ["fm", "llama", "mamba2"]
@@ -58,6 +62,16 @@ def test_prints_every_figure_of_every_arm(tiny_arms, capsys):
     assert all(len(row) == 6 for row in rows)
     assert "hidden 32: " in out
     ratios_above_one_favour_fm(out)
+    earlier, this = json.loads(kept.read_text())["runs"]
+    assert earlier == 3
+    printed = {row[0].strip("| "): row[1:] for row in rows[2:]}
+    assert {
+        label: [f"{figure:g}" for figure in of_arms.values()]
+        for label, of_arms in this["figures"].items()
+    } == {
+        label: [f"{float(cell.strip('x |').replace(',', '')):g}" for cell in cells]
+        for label, cells in printed.items()
+    }
 
 
 def ratios_above_one_favour_fm(report: str) -> None:
@@ -68,6 +82,15 @@ def ratios_above_one_favour_fm(report: str) -> None:
     assert float(ratio[:-1]) == pytest.approx(speeds[0] / speeds[1], rel=0.05)
     fm, llama, _, ratio, _ = table["decode after 96, ms/token"]
     assert float(ratio[:-1]) == pytest.approx(float(llama) / float(fm), rel=0.1)
+
+
+def test_a_file_of_something_else_is_left_alone(capsys, tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text('{"figures": 1}')
+    for path, said in ((other, "no list of runs"), (tmp_path / "no" / "x.json", "no folder")):
+        assert main(["bench", "--json", str(path)]) == 2
+        assert said in capsys.readouterr().err
+    assert other.read_text() == '{"figures": 1}'
 
 
 @pytest.mark.parametrize("option", ["--contexts", "--train-lengths", "--lora-lengths", "--rounds"])

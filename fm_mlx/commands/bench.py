@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from fm_mlx.perf import bench
 from fm_mlx.perf.timing import device_line
+from fm_mlx.support.files import check_folder_of, read_json_object, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=int, default=3, help="times that every arm runs, in turns (default: 3)"
     )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE",
+        help="add the figures of this run to those of earlier runs in FILE",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,19 +48,27 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             "--rounds, --contexts, --train-lengths and --lora-lengths take numbers from 1"
         )
+    runs = _earlier_runs(args.json) if args.json else []
+    began = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     arms = bench.build_arms(args.llama_heads)
     names = [arm.name for arm in arms]
+    header = ["", *names, *(f"fm : {name}" for name in names[1:])]
     total = 2 * len(args.contexts) + len(args.train_lengths) + len(args.lora_lengths) + 2
     sizes = ", ".join(f"{arm.name} {arm.parameters:,}" for arm in arms)
     progress = tqdm(total=total, disable=not sys.stderr.isatty(), unit="figure")
-    rows = []
+    rows: list[list[str]] = []
+    figures: dict[str, dict[str, float]] = {}
 
     def row(label: str, values: dict[str, float], fm_over: bool, form: str = "{:,.0f}") -> None:
         """``fm_over``: the ratio is FM / other; else other / FM."""
         fm = values["fm"]
         ratios = [fm / values[n] if fm_over else values[n] / fm for n in names[1:]]
-        figures = [form.format(values[n]) for n in names]
-        rows.append([label, *figures, *(f"{ratio:.2f}x" for ratio in ratios)])
+        cells = [form.format(values[n]) for n in names] + [f"{ratio:.2f}x" for ratio in ratios]
+        rows.append([label, *cells])
+        figures[label] = {
+            name: float(cell.strip("x").replace(",", ""))
+            for name, cell in zip(header[1:], cells, strict=True)
+        }
 
     def peak_row(label: str, measured: dict[str, bench.Timed]) -> None:
         row(f"{label}, peak MB", {n: t.peak / 1e6 for n, t in measured.items()}, fm_over=True)
@@ -83,11 +99,11 @@ def run(args: argparse.Namespace) -> int:
     bench.with_lora(arms)
     for length in args.lora_lengths:
         training_rows("LoRA", length)
-    overheads = []
+    overheads: dict[str, float] = {}
     for config in (bench.FM_CONFIG, bench.WIDE_CONFIG):
         measured = bench.bench_overhead(config, 4 * args.rounds)
         ratio = measured["blocks"].seconds / measured["products"].seconds
-        overheads.append(f"hidden {config['hidden_size']}: {ratio:.2f}x")
+        overheads[f"hidden {config['hidden_size']}"] = round(ratio, 2)
         progress.update()
     progress.close()
 
@@ -96,8 +112,31 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.llama_heads} attention heads; batch 1 ({bench.TRAINING_BATCH} in training);")
     print(f"prompts read in pieces of {bench.PREFILL_STEP}; medians of {args.rounds} rounds.")
     print("For speeds and times a ratio above 1 is in favour of fm; for memory, one below 1.\n")
-    header = ["", *names, *(f"fm : {name}" for name in names[1:])]
     for cells in (header, ["---"] * len(header), *rows):
         print("| " + " | ".join(cells) + " |")
-    print(f"\nFM's blocks against their own matrix products alone: {', '.join(overheads)}")
+    beside = ", ".join(f"{size}: {ratio:.2f}x" for size, ratio in overheads.items())
+    print(f"\nFM's blocks against their own matrix products alone: {beside}")
+    if args.json:
+        this = {
+            "began": began,
+            "machine": device_line(),
+            "rounds": args.rounds,
+            "llama heads": args.llama_heads,
+            "figures": figures,
+            "blocks beside their products": overheads,
+        }
+        write_json(args.json, {"runs": [*runs, this]})
     return 0
+
+
+def _earlier_runs(path: Path) -> list[dict[str, Any]]:
+    """The runs in a file that ``--json`` names; none if there is no such file."""
+    check_folder_of(path)
+    if not path.exists():
+        return []
+    runs = read_json_object(path).get("runs")
+    if not isinstance(runs, list):
+        raise ValueError(
+            f"{path} holds no list of runs: name a file that --json wrote, or a new one"
+        )
+    return runs

@@ -18,7 +18,6 @@ from .execution.launch import Launch, hosts
 from .kinds import COMPILE_ERROR, NOT_METAL
 from .language.linter import fast_math_lint, lint
 from .language.source import KernelSource, read_source
-from .language.translate import translate
 from .listeners import tell
 from .mac import transforms
 from .mac.mlx_calls import MlxKernel, Trace, definition_of, mlx_kernel, trace
@@ -201,11 +200,10 @@ class Kernel:
 def _built(mlx_call: Trace, name: str, mode: Mode, *_: object) -> tuple[KernelSource, Library]:
     """A source and its library. What else the library depends on is given to tell them apart."""
     source = read_source(mlx_call.text)
-    text = translate(source)
     # the body begins with the line break that MLX puts before the user's source
     texts = {"header": source.header, "source": source.body.removeprefix("\n")}
     fast_math = mlx_call.fast_math
-    return source, kernel_library(text, name, fast_math=fast_math, mode=mode, texts=texts)
+    return source, kernel_library(source, name, fast_math=fast_math, mode=mode, texts=texts)
 
 
 def _compile_finding(error: CompileError) -> Finding:

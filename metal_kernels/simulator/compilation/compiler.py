@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from ..language.translate import cpp
+from ..language.source import KernelSource
+from ..language.translate import cpp, translate
 from .disk_cache import cached, digest, folder, text_file
 from .instrument import Mode, Variable, instrument, program_scope_variables
 from .ir import USER_FILES, variable_name
@@ -163,12 +164,17 @@ def runtime_library() -> Path:
 
 
 def kernel_library(
-    text: str, name: str, *, fast_math: bool, mode: Mode = "checked", texts: Mapping[str, str]
+    source: KernelSource,
+    name: str,
+    *,
+    fast_math: bool,
+    mode: Mode = "checked",
+    texts: Mapping[str, str],
 ) -> Library:
-    """A translated kernel as a shared library, from the cache if it was compiled before.
+    """A kernel as a shared library, from the cache if it was compiled before.
 
     Args:
-        text: what `translate.translate` made of it.
+        source: its source.
         name: the name of the kernel, for messages.
         fast_math: compile as in MLX's math mode "fast".
         mode: how much is watched.
@@ -177,12 +183,13 @@ def kernel_library(
     Raises:
         CompileError: with the compiler's messages.
         SimulatorUnavailable: if there is no compiler.
+        ValueError: if it has something that is not simulated.
     """
     compiler = find_compiler()
     flags = [*kernel_flags(compiler), "-ffast-math" if fast_math else "-fno-fast-math"]
     flags.append("-gline-tables-only" if mode in ("checked", "unchecked") else "-g")
     own = map(_text, [*_STEPS, *_headers()])
-    key = digest(compiler.version, _mlx_version(), repr(flags), mode, text, *own)
+    key = digest(compiler.version, _mlx_version(), repr(flags), mode, repr(source), *own)
     shown: list[str] = []
     if mode == "debugged":
         shown.append(f"-fdebug-compilation-dir={_shown_to_debuggers(key, texts)}")
@@ -190,6 +197,7 @@ def kernel_library(
     def build(path: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             unit, ir = Path(folder, "kernel.cpp"), Path(folder, "kernel.ll")
+            text = translate(source)
             unit.write_text(text)
             precompiled = _precompiled_headers(compiler, flags)
             messages = compiler.run(
@@ -332,7 +340,7 @@ def _precompiled_headers(compiler: Compiler, flags: Sequence[str]) -> Path:
     preamble += "#include <metal_stdlib>\n"
     if folders := _mlx_include():
         utils = folders[0] / "mlx/backend/metal/kernels/utils.h"
-        patched = cpp(utils.read_text())
+        patched = _as_cpp(utils)
         preamble += f'#include "{cached(f"utils-{digest(patched)}.h", text_file(patched))}"\n'
     else:
         preamble += "typedef bfloat bfloat16_t;\ntypedef half float16_t;\n"
@@ -349,6 +357,11 @@ def _precompiled_headers(compiler: Compiler, flags: Sequence[str]) -> Path:
         )
 
     return cached(f"headers-{key}.pch", build)
+
+
+@cache
+def _as_cpp(path: Path) -> str:
+    return cpp(path.read_text())
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 _LEXER = re.compile(
@@ -40,9 +41,11 @@ class Token(NamedTuple):
         return self.start + len(self.text)
 
 
-def tokenize(text: str) -> list[Token]:
+@lru_cache(maxsize=64)
+def tokenize(text: str) -> tuple[Token, ...]:
     """The tokens of a text, without white space and comments."""
-    tokens, line, opened = [], 1, []
+    tokens: list[Token] = []
+    line, opened = 1, []
     for match in _LEXER.finditer(text):
         kind = match.lastgroup or ""
         if kind not in ("space", "comment"):
@@ -59,7 +62,7 @@ def tokenize(text: str) -> list[Token]:
                     opened = opened[:-1]
         if kind in ("space", "comment", "string"):
             line += match[0].count("\n")
-    return tokens
+    return tuple(tokens)
 
 
 def matching(tokens: Sequence[Token], at: int) -> int:

@@ -34,7 +34,7 @@ def measured() -> dict[str, Any]:
     from planted import CASES
     from public_bugs import BUGS
 
-    from fm_mlx.metal_kernels.simulator.compilation.compiler import find_compiler
+    from fm_mlx.metal_kernels.simulator.compilation.clang import find_compiler
 
     return {
         "compiler": find_compiler().version.splitlines()[0],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,16 @@ import fm_mlx
 
 # The oracles are float64, which no GPU has; tests/kernels goes to the GPU where there is one.
 mx.set_default_device(mx.cpu)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes that tests start find children/sitecustomize.py; those of xdist do not."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        children = str(Path(__file__).parent / "children")
+        sys.path.append(children)
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [children, os.environ.get("PYTHONPATH")])
+        )
 
 
 @pytest.fixture(scope="session")

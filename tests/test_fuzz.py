@@ -23,7 +23,7 @@ KINDS = {
 }
 
 # Kind, number of seeds by default, and under `slow`.
-RUNS = [("config", 120, 2000), ("weights", 60, 200), ("tokenizer", 60, 200)]
+RUNS = [("config", 80, 2000), ("weights", 40, 200), ("tokenizer", 40, 200)]
 
 
 @contextmanager

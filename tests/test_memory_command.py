@@ -167,10 +167,20 @@ def test_bad_input(made, book, capsys, monkeypatch, tmp_path, argv, said):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_reading_that_is_broken_off_goes_on_to_the_same_bits(tmp_path, reader, number):
-    book, path = tmp_path / "long.txt", tmp_path / "long.memory"
+@pytest.fixture(scope="module")
+def read_whole(reader, tmp_path_factory):
+    """A longer text, and the memory of it."""
+    book = tmp_path_factory.mktemp("long") / "long.txt"
     book.write_text(TEXT * 10)
+    return book, remember(*fm_mlx.load(reader), book)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_reading_that_is_broken_off_goes_on_to_the_same_bits(
+    tmp_path, reader, read_whole, number
+):
+    book, whole = read_whole
+    path = tmp_path / "long.memory"
     command = [sys.executable, "-m", "fm_mlx", "memory", "read", str(book), "-o", str(path)]
     command += ["--model", str(reader)]
     process = subprocess.Popen(
@@ -187,7 +197,6 @@ def test_a_reading_that_is_broken_off_goes_on_to_the_same_bits(tmp_path, reader,
     assert not kept.texts[-1].complete
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"Going on after {kept.tokens_seen:,} tokens of long.txt" in again.stderr
-    whole = remember(*fm_mlx.load(), book)
     memory = Memory.load(path)
     assert mx.array_equal(memory.state, whole.state)
     assert np.array_equal(memory.log_kept, whole.log_kept)

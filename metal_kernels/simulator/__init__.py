@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .compilation.compiler import CompileError, SimulatorUnavailable, unavailable
+    from .compilation.clang import CompileError, SimulatorUnavailable, unavailable
     from .debugging import debug, trace
     from .kernel import Kernel, SimulationError, metal_kernel
     from .kinds import FATAL, KINDS
@@ -47,9 +47,7 @@ __all__ = [
 ]
 
 _HOME = {
-    **dict.fromkeys(
-        ("CompileError", "SimulatorUnavailable", "unavailable"), "compilation.compiler"
-    ),
+    **dict.fromkeys(("CompileError", "SimulatorUnavailable", "unavailable"), "compilation.clang"),
     **dict.fromkeys(("Kernel", "SimulationError", "metal_kernel"), "kernel"),
     **dict.fromkeys(("FATAL", "KINDS"), "kinds"),
     **dict.fromkeys(("Buffer", "Finding", "Note", "Report", "Traffic"), "report"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .compilation.compiler import unavailable
+from .compilation.clang import unavailable
 from .mac.chips import CHIPS, DEFAULT_CHIP
 
 
@@ -22,6 +22,7 @@ def main() -> int:
         help="whether a finding makes the exit status 1",
     )
     run.add_argument("--orders", type=int, default=1, help="orders to execute every launch in")
+    run.add_argument("--nan", action="store_true", help="find where NaN is made and compared")
     run.add_argument("--sarif", metavar="FILE", help="write the findings to a SARIF 2.1.0 file")
     run.add_argument("-m", dest="module", action="store_true", help="run a module by its name")
     run.add_argument("target", help="the script, or with -m the module")
@@ -42,6 +43,7 @@ def main() -> int:
         macos=options.macos,
         fails=options.findings == "fail",
         orders=options.orders,
+        nan=options.nan,
         sarif=options.sarif,
     )
 

@@ -10,8 +10,9 @@ from typing import Any
 import mlx.core as mx
 
 from .compilation import disk_cache
-from .compilation.compiler import CompileError, Library, find_compiler, kernel_library
+from .compilation.clang import CompileError, find_compiler
 from .compilation.instrument import Mode
+from .compilation.libraries import Library, kernel_library
 from .execution import checks, schedules
 from .execution.arrays import HostArray, as_mlx
 from .execution.launch import Launch, hosts

@@ -27,6 +27,7 @@ class Options:
     flush_denormals: bool = False
     timeout: float = 60.0
     checked: bool = True
+    nan: bool = False
     maps: bool = False
     trace: tuple[int, int, int] | None = None
     debug: tuple[int, int, int] | None = None
@@ -39,7 +40,9 @@ class Options:
             return "debugged"
         if self.trace is not None:
             return "traced"
-        return "checked" if self.checked else "unchecked"
+        if not self.checked:
+            return "unchecked"
+        return "nan" if self.nan else "checked"
 
 
 _options: ContextVar[Options | None] = ContextVar("options", default=None)
@@ -77,6 +80,8 @@ def options(**changes: Any) -> Iterator[None]:
         flush_denormals: treat denormal numbers as 0.
         checked: False to watch no access: several times as fast, and nothing is found but what
             stops a launch; the report has no traffic.
+        nan: tell of operations and functions that give NaN for numbers, and of comparisons by size
+            with a NaN.
         maps: count which threadgroups move which parts of every buffer, for `draw_traffic`.
         timeout: seconds for a launch.
         workers: processes that share the threadgroups of a long launch, as many as there are

@@ -39,14 +39,14 @@ def schedule(request: pytest.FixtureRequest):
     before = launches()
     if request.param != "metal":
         with simulator.options(order=request.param, seed=1):
-            yield
+            yield request.param
     elif not mx.metal.is_available():
         pytest.skip("MLX has no Metal back-end here: the kernel is not run on hardware")
     else:
         mx.set_default_device(mx.gpu)
         try:
             with launch.using("metal"):
-                yield
+                yield request.param
         finally:
             mx.set_default_device(mx.cpu)
     assert launches() > before, "no kernel was launched"

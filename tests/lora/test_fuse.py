@@ -64,7 +64,7 @@ def test_same_text(kind, runnable, options, tmp_path):
     assert cli.main([str(word) for word in argv]) == 0
     assert text(*fm_mlx.load(fused)) == wanted
     assert text(*mlx_lm_load(str(fused))) == wanted
-    if kind in ("lora", "memory"):
+    if kind == "memory":
         options = ("--prompt", PROMPT, "--max-tokens", 24, "--temp", 0)
         out = mlx_lm("generate", "--model", runnable, "--adapter-path", adapter, *options)
         assert out.split("==========")[1].strip() == wanted.strip()

@@ -287,7 +287,7 @@ def test_two_processes_are_one_with_the_whole_batch(batching, options, tmp_path)
         learning_rate=1e-3,
     )
     one, two = (options(adapter_path=str(tmp_path / name), **changes) for name in ("one", "two"))
-    finished(started(one))
+    tune(one)
     launch = Path(sys.executable).with_name("mlx.launch")
     done = subprocess.run(
         [launch, "-n", "2", "--backend", "ring", "--env", "MLX_DISABLE_COMPILE=1",

@@ -11,7 +11,7 @@ import pytest
 from launches import INDEX, X, launch
 
 from fm_mlx.metal_kernels import simulator
-from fm_mlx.metal_kernels.simulator.compilation import compiler, disk_cache
+from fm_mlx.metal_kernels.simulator.compilation import clang, disk_cache, libraries
 from fm_mlx.metal_kernels.simulator.execution import native
 
 SHARED = (
@@ -24,12 +24,12 @@ SHARED = (
 def no_compiler(monkeypatch):
     """A machine without clang and ziglang."""
     monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv(compiler.COMPILER_VARIABLE, raising=False)
+    monkeypatch.delenv(clang.COMPILER_VARIABLE, raising=False)
     monkeypatch.setitem(sys.modules, "ziglang", None)
-    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: None)
-    compiler._find_compiler.cache_clear()
+    monkeypatch.setattr(clang.importlib.util, "find_spec", lambda name: None)
+    clang._find_compiler.cache_clear()
     yield
-    compiler._find_compiler.cache_clear()
+    clang._find_compiler.cache_clear()
 
 
 def test_no_compiler(no_compiler):
@@ -42,17 +42,17 @@ def test_no_compiler(no_compiler):
 
 
 def test_machine_that_is_not_supported(monkeypatch):
-    monkeypatch.setattr(compiler.platform, "machine", lambda: "riscv64")
-    compiler._find_compiler.cache_clear()
+    monkeypatch.setattr(clang.platform, "machine", lambda: "riscv64")
+    clang._find_compiler.cache_clear()
     try:
         assert "x86-64 and arm64; this is" in simulator.unavailable()
     finally:
-        compiler._find_compiler.cache_clear()
+        clang._find_compiler.cache_clear()
 
 
 @pytest.mark.parametrize("named", ["no-such-clang", "python3", "true"])
 def test_named_compiler_that_is_none(monkeypatch, named):
-    monkeypatch.setenv(compiler.COMPILER_VARIABLE, named)
+    monkeypatch.setenv(clang.COMPILER_VARIABLE, named)
     assert f"FM_MLX_CLANG is '{named}'" in simulator.unavailable()
 
 
@@ -72,7 +72,7 @@ def test_compilers_agree(monkeypatch, kind):
     else:
         pytest.importorskip("ziglang", reason="ziglang is not installed")
         named = f"{sys.executable} -m ziglang c++"
-    monkeypatch.setenv(compiler.COMPILER_VARIABLE, named)
+    monkeypatch.setenv(clang.COMPILER_VARIABLE, named)
     if reason := simulator.unavailable():
         pytest.skip(reason)
     o, other = launch(SHARED)
@@ -90,8 +90,8 @@ def test_cache(monkeypatch, tmp_path):
     first = sorted(tmp_path.iterdir())
     assert {path.suffix for path in first} == {".so", ".json", ".pch", ".h"}
     calls = []
-    run = compiler.Compiler.run
-    monkeypatch.setattr(compiler.Compiler, "run", lambda *args: (calls.append(args), run(*args))[1])
+    run = clang.Compiler.run
+    monkeypatch.setattr(clang.Compiler, "run", lambda *args: (calls.append(args), run(*args))[1])
     launch(INDEX + "o[i] = x[i];")
     assert sorted(tmp_path.iterdir()) == first
     assert not calls
@@ -103,12 +103,12 @@ def test_cache(monkeypatch, tmp_path):
 def test_cache_outlives_an_installation(monkeypatch, tmp_path):
     """Files of the same content get new times, which clang would hold against its headers."""
     include = tmp_path / "include"
-    shutil.copytree(compiler._FOLDER / "include", include)
+    shutil.copytree(libraries._FOLDER / "include", include)
     monkeypatch.setenv(disk_cache.VARIABLE, str(tmp_path / "cache"))
-    flags = compiler.kernel_flags
-    moved = {f"-I{compiler._FOLDER / 'include'}": f"-I{include}"}
+    flags = libraries.kernel_flags
+    moved = {f"-I{libraries._FOLDER / 'include'}": f"-I{include}"}
     monkeypatch.setattr(
-        compiler, "kernel_flags", lambda found: [moved.get(flag, flag) for flag in flags(found)]
+        libraries, "kernel_flags", lambda found: [moved.get(flag, flag) for flag in flags(found)]
     )
     launch(INDEX + "o[i] = x[i];")
     os.utime(include / "metal_stdlib")

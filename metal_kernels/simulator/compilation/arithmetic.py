@@ -1,4 +1,4 @@
-"""Arithmetic: products of 32 bits that become indices, divisions by zero, halves that overflow.
+"""Arithmetic of integers: products of 32 bits that become indices, divisions by zero.
 
 An unsigned product that does not fit wraps around, which hashes rely on and indices never mean.
 So products are checked from which an index is computed by sums, products and divisions alone.
@@ -11,14 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .ir import VALUE
+from .ir import VALUE, values
 
 _DEFINED = re.compile(rf"\s*({VALUE}) = (\w+) (.*)$")
 _STORED = re.compile(rf"\s*store (?:volatile )?i\d+ ({VALUE}), ptr ({VALUE}), align")
 _LOADED = re.compile(rf"(?:volatile )?i\d+, ptr ({VALUE}), align")
 _INDEX = re.compile(r"getelementptr .*, ptr addrspace\([123]\) [^\s,]+((?:, i\d+ [^\s,]+)+)")
-_HALF = re.compile(rf"\s*({VALUE}) = f(?:add|sub|mul) (?:\w+ )*half (\S+), (\S+?)(?=,|$)")
-_TO_HALF = re.compile(rf"\s*({VALUE}) = fptrunc (?:\w+ )*float (\S+) to half")
 _CONVERSIONS = {"zext", "sext", "trunc"}
 _SUMS = {"add", "sub", "mul"}
 _DIVISION = re.compile(
@@ -37,7 +35,7 @@ def index_products(lines: Sequence[str]) -> set[int]:
         elif definition := _DEFINED.match(line):
             defined[definition[1]] = definition[2], definition[3], at
             if index := _INDEX.search(line):
-                waiting += re.findall(VALUE, index[1])
+                waiting += values(index[1])
     products, seen = set(), set()
     while waiting:
         name = waiting.pop()
@@ -48,9 +46,9 @@ def index_products(lines: Sequence[str]) -> set[int]:
         if operation == "mul" and operands.startswith("i32 "):
             products.add(at)
         if operation == "udiv":
-            waiting += re.findall(VALUE, operands)[:1]
+            waiting += values(operands)[:1]
         elif operation in _CONVERSIONS | _SUMS:
-            waiting += re.findall(VALUE, operands)
+            waiting += values(operands)
         elif operation == "load" and (loaded := _LOADED.match(operands)):
             waiting += stored.get(loaded[1], [])
     return products
@@ -65,7 +63,7 @@ def check_product(line: str, site: int) -> str:
 
 def safe_division(line: str) -> list[str] | None:
     """A division as one that cannot fault: by 1 where it would. None for any other line."""
-    division = _DIVISION.match(line)
+    division = _DIVISION.match(line) if "div " in line or "rem " in line else None
     if not division:
         return None
     name, sign, kind, type_text, bits, lanes, lane_bits, value, by = division.groups()
@@ -99,16 +97,6 @@ def _constant(value: int | str, bits: str, lanes: str | None) -> str:
     return f"<{', '.join([f'i{bits} {number}'] * int(lanes))}>"
 
 
-def check_half(line: str, site: int) -> list[str]:
-    """The call after a line that computes a half; nothing after any other line."""
-    if found := _HALF.match(line):
-        name, a, b = found.groups()
-        return [f"  call void @msl.check.half(half {name}, half {a}, half {b}, i32 {site})"]
-    if found := _TO_HALF.match(line):
-        return [f"  call void @msl.check.to.half(half {found[1]}, float {found[2]}, i32 {site})"]
-    return []
-
-
 def check_functions() -> list[str]:
     """The functions that these checks call."""
     return [
@@ -122,45 +110,6 @@ def check_functions() -> list[str]:
         "done:",
         "  ret void",
         "}",
-        *_check_half("half(half %r, half %a, half %b, i32 %site)", ("half %a", "half %b")),
-        *_check_half("to.half(half %r, float %a, i32 %site)", ("float %a",)),
-        "declare void @__msl_half_overflow(i32) cold",
         "declare {i32, i1} @llvm.umul.with.overflow.i32(i32, i32)",
         "declare void @__msl_index_wrap(i32, i32, i32) cold",
-    ]
-
-
-def _check_half(signature: str, operands: Sequence[str]) -> list[str]:
-    """A function that reports an infinite result of finite operands."""
-    lines = [
-        f"define internal void @msl.check.{signature} alwaysinline {{",
-        *_is_finite("r", "half %r"),
-        *(line for n, operand in enumerate(operands) for line in _is_finite(str(n), operand)),
-        "  %number = fcmp ord half %r, %r",
-        "  %infinite = xor i1 %finite.r, true",
-        "  %all.r = and i1 %infinite, %number",
-    ]
-    last = "r"
-    for n in range(len(operands)):
-        lines.append(f"  %all.{n} = and i1 %all.{last}, %finite.{n}")
-        last = str(n)
-    return [
-        *lines,
-        f"  br i1 %all.{last}, label %said, label %done",
-        "said:",
-        "  call void @__msl_half_overflow(i32 %site)",
-        "  br label %done",
-        "done:",
-        "  ret void",
-        "}",
-    ]
-
-
-def _is_finite(name: str, operand: str) -> list[str]:
-    """``%finite.name``: whether the exponent of an operand is not all ones."""
-    integer, mask = {"half": ("i16", 0x7C00), "float": ("i32", 0x7F800000)}[operand.split()[0]]
-    return [
-        f"  %bits.{name} = bitcast {operand} to {integer}",
-        f"  %exponent.{name} = and {integer} %bits.{name}, {mask}",
-        f"  %finite.{name} = icmp ne {integer} %exponent.{name}, {mask}",
     ]

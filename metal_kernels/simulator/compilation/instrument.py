@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from . import arithmetic, private_variables
+from . import arithmetic, private_variables, special_values
 from .components import components_loaded, store_components
 from .ir import (
     CONSTANT,
@@ -26,12 +26,10 @@ from .ir import (
     split,
 )
 from .private_variables import PrivateVariables
+from .program_scope import Variable, watched_variable
 from .tracing import Tracing
 
 _WATCHED = (DEVICE, CONSTANT, THREADGROUP)
-
-# Room behind every threadgroup variable, so that an access past its end hits nothing else.
-_REDZONE_BYTES = 64
 
 _ACCESS = re.compile(r"(?:%\S+ = )?(load|store) (?:volatile |atomic )*(.*)$")
 _POINTER = re.compile(
@@ -46,32 +44,18 @@ _SPACE_CAST = re.compile(
     r"= addrspacecast ptr(?: addrspace\((\d+)\))? \S+ to ptr(?: addrspace\((\d+)\))?"
 )
 _SPACES = {0: "thread", DEVICE: "device", CONSTANT: "constant", THREADGROUP: "threadgroup"}
-_GLOBAL = re.compile(r"(@\S+) = (.*?)addrspace\(([23])\) (global|constant) (.*)$")
-_GENERIC_GLOBAL = re.compile(
-    r"^@([\w.]+) = (?!external)(?!.*addrspace\()(?:[\w()]+ )*?(?:global|constant) ", re.MULTILINE
-)
-# What the compiler itself puts at program scope: strings, function names, switch tables.
-_OWN_GLOBAL = re.compile(r"\.|\d|__const|switch\.|llvm\.|anon|__func|_ZZ.*__func|_ZT")
 _WAITS = re.compile(
     r"call void @__msl_(?:collective|threadgroup_barrier|simdgroup_barrier|atomic)\("
 )
 # Calls of include/ for which the user's line counts.
 _TELLS_ITS_PLACE = re.compile(r"call void @__msl_collective\(|@__msl_log\(")
+_OF_METAL = re.compile(r"/include/msl_\w+\.h$")
 _PLACE = re.compile(r",? !dbg !\d+|^ *(?:#dbg_|call void @llvm\.dbg\.).*\n", re.MULTILINE)
 _UNINITIALISED = re.compile(r'^!(\d+) = !\{!"auto-init"\}', re.MULTILINE)
 # The functions of C++ for its heap.
 _HEAP = re.compile(r"@_Z(?:n[wa][jm]|d[la]Pv)\w*\(")
 # The optimiser inlines as it likes: clang forbids it when it does not optimise itself.
 _NEVER_INLINED = re.compile(r"^(attributes #\d+ = \{.*?)\bnoinline ", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Variable:
-    """A threadgroup variable or constant: its symbol, bytes, and bytes of an element."""
-
-    symbol: str
-    size: int
-    item_size: int
 
 
 @dataclass
@@ -96,14 +80,10 @@ class Instrumented:
     is_ordered: bool = False
 
 
-def program_scope_variables(ir: str) -> list[str]:
-    """Variables outside Metal's address spaces, which Metal does not have."""
-    return [name for name in _GENERIC_GLOBAL.findall(ir) if not _OWN_GLOBAL.match(name)]
-
-
-# How much is watched: everything, everything and the steps of a thread, or nothing. For a
-# debugger nothing is watched, and nothing is optimised.
-Mode = Literal["checked", "traced", "unchecked", "debugged"]
+# How much is watched: everything, everything and NaN, everything and the steps of a thread, or
+# nothing. For a debugger nothing is watched, and nothing is optimised.
+Mode = Literal["checked", "nan", "traced", "unchecked", "debugged"]
+CHECKED: tuple[Mode, ...] = ("checked", "nan", "traced")
 
 
 def instrument(ir: str, mode: Mode = "checked") -> Instrumented:
@@ -132,7 +112,8 @@ class _Module:
     """A module on its way to `Instrumented`."""
 
     def __init__(self, ir: str, mode: Mode):
-        self._is_checked = mode in ("checked", "traced")
+        self._is_checked = mode in CHECKED
+        self._watches_nan = mode == "nan"
         self._keeps_places = mode == "debugged"
         self._tracing = Tracing(ir) if mode == "traced" else None
         self._types = Types(ir)
@@ -145,9 +126,8 @@ class _Module:
 
     def declaration(self, line: str) -> None:
         """A line outside functions."""
-        variable = _GLOBAL.match(line)
-        if variable and not variable[2].startswith("external"):
-            line = _global(variable, line, self._types, self._result)
+        found = self._result
+        line = watched_variable(line, self._types, found.threadgroup, found.constants)
         self._lines.append(line)
 
     def function(self, lines: Sequence[str]) -> None:
@@ -184,8 +164,18 @@ class _Module:
                 )
             self._lines += arithmetic.safe_division(line) or [line]
             self._lines += after or private.after(line, None)
-            if " half " in line and self._places.own_file(line) in USER_FILES:
-                self._lines += arithmetic.check_half(line, self._places.site(line))
+            if " = " in text:
+                self._special_values(line)
+
+    def _special_values(self, line: str) -> None:
+        """Checks of a value that the user's text computes, by an operation or a function."""
+        file = self._places.own_file(line)
+        if file not in USER_FILES and not _OF_METAL.search(file):
+            return
+        if "half" in line:
+            self._lines += special_values.check_half(line, self._places.site(line))
+        if self._watches_nan:
+            self._lines += special_values.check_nan(line, self._places.site(line))
 
     def _unchecked(self, lines: Sequence[str]) -> None:
         """A function that only has to get to its end, and to say where it waits."""
@@ -200,6 +190,7 @@ class _Module:
             *_tables(self._result, self._places.sites),
             *private_variables.check_functions(),
             *arithmetic.check_functions(),
+            *special_values.check_functions(),
             *(self._tracing.tables() if self._tracing else ()),
         ]
         text = "\n".join(self._lines)
@@ -338,23 +329,6 @@ class _Module:
 def _alignment(of_whole: int, offset: int) -> int:
     """What can be expected `offset` bytes into something aligned."""
     return min(of_whole, offset & -offset) if offset else of_whole
-
-
-def _global(match: re.Match, line: str, types: Types, result: Instrumented) -> str:
-    symbol, space, content = match[1], int(match[3]), match[5]
-    type_text, rest = leading_type(content)
-    if space == CONSTANT:
-        result.constants.append(Variable(symbol, types.size(type_text), 1))
-        return line
-    # threads may share an element, each with a part of its own
-    grain = types.smallest(type_text)
-    result.threadgroup.append(Variable(symbol, types.size(type_text), grain))
-    align = re.search(r", align (\d+)", rest)
-    return (
-        f"{symbol} = internal addrspace({THREADGROUP}) global "
-        f"<{{ {type_text}, [{_REDZONE_BYTES} x i8] }}> zeroinitializer, "
-        f"align {max(16, int(align[1]) if align else 16)}"
-    )
 
 
 def _watched_pointer(argument: str) -> tuple[str, int] | None:

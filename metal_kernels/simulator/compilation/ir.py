@@ -13,8 +13,9 @@ DEVICE, CONSTANT, THREADGROUP = 1, 2, 3
 # Files of the user, by their #line names; places elsewhere are traced to the call there.
 USER_FILES = ("source", "header")
 
-# The name of a value.
+# The name of a value, and all of them in a line.
 VALUE = r"%(?:[-\w.$]+|\"[^\"]*\")"
+values = re.compile(VALUE).findall
 
 # A private variable: its name and type.
 ALLOCA = re.compile(rf"\s*({VALUE}) = alloca (.*?), align (\d+)")
@@ -25,6 +26,8 @@ ADDRESS = re.compile(
 )
 # A pointer that is loaded from a private variable: its name, and where it was.
 LOADED_POINTER = re.compile(rf"\s*({VALUE}) = load ptr, ptr ({VALUE}), align")
+
+_DEBUG = re.compile(r"!dbg !(\d+)")
 
 _SIZES = {"half": 2, "bfloat": 2, "float": 4, "double": 8, "x86_fp80": 16, "fp128": 16}
 
@@ -114,7 +117,7 @@ class Places:
     def of(self, line: str) -> tuple[str, int, int]:
         """File, line and column of an instruction: the user's line that led to it."""
         place = ("", 0, 0)
-        debug = re.search(r"!dbg !(\d+)", line)
+        debug = _DEBUG.search(line)
         if debug and debug[1] in self._locations:
             number, column, scope, inlined_at = self._locations[debug[1]]
             file = self._file(scope)
@@ -126,7 +129,7 @@ class Places:
 
     def own_file(self, line: str) -> str:
         """The file whose text an instruction comes from, be it inlined or not."""
-        debug = re.search(r"!dbg !(\d+)", line)
+        debug = _DEBUG.search(line)
         location = self._locations.get(debug[1]) if debug else None
         return self._file(location[2]) if location else ""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from .ir import ADDRESS, ALLOCA, LOADED_POINTER, VALUE
+from .ir import ADDRESS, ALLOCA, LOADED_POINTER, VALUE, values
 
 _STORED = re.compile(rf"\s*store ptr (\S+), ptr ({VALUE}), align")
 _ACCESS = re.compile(rf"\s*(?:{VALUE} = load|store) (?:volatile )?.*, ptr ({VALUE}), align")
@@ -90,8 +90,8 @@ def _other_uses(line: str, known: set[str], pointers: set[str] | None = None) ->
 
     Storing them in one of the pointer variables, if these are given, is nothing else either.
     """
-    names = [name for name in re.findall(VALUE, line) if name in known]
-    if not names or ALLOCA.match(line):
+    names = [name for name in values(line) if name in known]
+    if not names or " = alloca " in line:
         return
     address = ADDRESS.match(line)
     access = _ACCESS.match(line)

@@ -13,7 +13,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from .ir import ADDRESS, ALLOCA, LOADED_POINTER, USER_FILES, VALUE, Places, Types
+from .ir import ADDRESS, ALLOCA, LOADED_POINTER, USER_FILES, VALUE, Places, Types, values
 from .pointers import Pointers
 
 _STORED_POINTER = re.compile(rf"\s*store ptr ({VALUE}), ptr ({VALUE}), align")
@@ -23,6 +23,9 @@ _COPY = re.compile(
 )
 _LOADED_VALUE = re.compile(rf"\s*({VALUE}) = load .*, ptr ({VALUE}), align")
 _STORED_VALUE = re.compile(rf"\s*store .* ({VALUE}), ptr ({VALUE}), align")
+# Lines that may change where a pointer points to, or what is written, and that are no stores of
+# numbers.
+_MATTERS = re.compile(r"(?:store|load) ptr\b|getelementptr |@llvm\.mem")
 _REDZONE_BYTES = 32
 
 # The sizes of the pieces in which a record is read, the largest first.
@@ -96,7 +99,7 @@ class PrivateVariables:
 
     def declaration(self, line: str) -> list[str] | None:
         """What stands for the declaration of a variable with a record or with redzones."""
-        variable = ALLOCA.match(line)
+        variable = ALLOCA.match(line) if " = alloca " in line else None
         if not variable:
             return None
         name, size = variable[1], self._types.size(variable[2])
@@ -145,6 +148,8 @@ class PrivateVariables:
         """
         if stored and self.declares(line):
             return self._undone(line)
+        if not stored and not _MATTERS.search(line):
+            return []
         lines = []
         if stored and self._has_record(stored[0]):
             lines.append(self._stored_record(line, *stored))
@@ -189,7 +194,7 @@ class PrivateVariables:
         return bool(self._uninitialised) and line.endswith(self._uninitialised)
 
     def _named_first(self, line: str) -> str:
-        return next((n for n in re.findall(VALUE, line) if n in self._declared), "")
+        return next((n for n in values(line) if n in self._declared), "")
 
     def _has_record(self, pointer: str) -> bool:
         pointees = self._pointers.pointees(pointer)

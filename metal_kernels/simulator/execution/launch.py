@@ -12,7 +12,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..compilation.compiler import Library
+from ..compilation.instrument import CHECKED
+from ..compilation.libraries import Library
 from ..language.source import KernelSource
 from ..mac.mlx_calls import Trace
 from ..report import Report
@@ -95,7 +96,7 @@ class Launch:
             timeout_ms=int(chosen.timeout * 1000),
             stack_bytes=_STACK_BYTES,
             workers=workers,
-            checked=chosen.mode in ("checked", "traced"),
+            checked=chosen.mode in CHECKED,
             traces=chosen.trace is not None,
             maps=chosen.maps,
             debugs=chosen.debug is not None,

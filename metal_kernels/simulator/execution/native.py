@@ -13,8 +13,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..compilation.compiler import CompileError, Library, runtime_library
+from ..compilation.clang import CompileError
 from ..compilation.ir import variable_name
+from ..compilation.libraries import Library, runtime_library
 from ..report import Buffer, Finding, Note, Report, Traffic
 
 # As runtime/launch.h numbers them.
@@ -39,6 +40,8 @@ KINDS = (
     "misaligned",
     "index-wrap",
     "half-overflow",
+    "nan-made",
+    "nan-compared",
     "float-to-int",
     "undefined-behaviour",
     "wild-pointer",

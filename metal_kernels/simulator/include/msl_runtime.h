@@ -74,6 +74,8 @@ void __msl_private(void* address, unsigned size, unsigned site);
 void __msl_uninitialised_local(unsigned site);
 void* __msl_no_heap(unsigned long size);
 void __msl_half_overflow(unsigned site);
+void __msl_nan_made(unsigned site);
+void __msl_nan_compared(unsigned site);
 void __msl_index_wrap(unsigned a, unsigned b, unsigned site);
 extern unsigned char __msl_written[1 << 16];  // the record of a pointer that was not set: all is
 extern volatile unsigned __msl_loop_site;  // of the loop that went round last

@@ -26,6 +26,8 @@ enum msl_kind {
   MSL_MISALIGNED,
   MSL_INDEX_WRAP,  // an index of 32 bits that does not fit
   MSL_HALF_OVERFLOW,
+  MSL_NAN_MADE,
+  MSL_NAN_COMPARED,
   MSL_FLOAT_TO_INT,  // of what the integer cannot hold
   MSL_UNDEFINED_BEHAVIOUR,
   MSL_WILD_POINTER,

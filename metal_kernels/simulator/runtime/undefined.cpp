@@ -43,6 +43,15 @@ extern "C" void __msl_half_overflow(unsigned site) {
          "finite numbers give an infinite half: it holds up to 65504");
 }
 
+extern "C" void __msl_nan_made(unsigned site) {
+  report(MSL_NAN_MADE, launch.sites[site], "", 0, "numbers give NaN");
+}
+
+extern "C" void __msl_nan_compared(unsigned site) {
+  report(MSL_NAN_COMPARED, launch.sites[site], "", 0,
+         "NaN is compared: it is neither less nor greater than anything");
+}
+
 extern "C" void __msl_index_wrap(unsigned a, unsigned b, unsigned site) {
   char message[160];
   snprintf(message, sizeof message, "%u * %u does not fit in 32 bits and becomes part of an index",

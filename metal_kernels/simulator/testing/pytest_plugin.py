@@ -52,6 +52,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="execute every launch with its threads in N orders, and compare the outputs",
     )
     group.addoption(
+        "--metal-nan",
+        action="store_true",
+        help="find operations that give NaN for numbers, and comparisons by size with a NaN",
+    )
+    group.addoption(
         "--metal-sarif", metavar="FILE", help="write the findings to a SARIF 2.1.0 file"
     )
 
@@ -80,7 +85,7 @@ class Simulation:
 
     def __init__(self, config: pytest.Config):
         from .. import settings
-        from ..compilation.compiler import unavailable
+        from ..compilation.clang import unavailable
         from ..mac import macos, redirection
         from .record import Record, recorded
 
@@ -97,7 +102,7 @@ class Simulation:
             self._open.enter_context(redirection.redirected(chip=self.chip, raises=False))
         except ValueError as error:
             raise pytest.UsageError(f"--metal-chip: {error}") from None
-        settings.set_defaults(orders=options.metal_orders)
+        settings.set_defaults(orders=options.metal_orders, nan=options.metal_nan)
         self._open.enter_context(recorded(self._record))
         if options.metal_macos:
             self._open.enter_context(macos.pretended())
@@ -106,7 +111,7 @@ class Simulation:
     def pytest_unconfigure(self) -> None:
         from .. import settings
 
-        settings.set_defaults(orders=1)
+        settings.set_defaults(orders=1, nan=False)
         self._open.close()
 
     # Where kernels are launched

@@ -25,6 +25,7 @@ def run(
     macos: bool,
     fails: bool,
     orders: int,
+    nan: bool,
     sarif: str | None,
 ) -> int:
     """Run a script or a module, and tell on the standard error what its kernels did.
@@ -37,6 +38,7 @@ def run(
         macos: whether Python says that it runs on macOS.
         fails: whether a fatal finding makes the exit status 1.
         orders: how many orders to execute every launch in.
+        nan: whether NaN is watched.
         sarif: the file to write the findings to.
 
     Returns:
@@ -46,7 +48,7 @@ def run(
         ValueError: if there is no such chip.
     """
     record = Record()
-    before = settings.set_defaults(orders=orders)
+    before = settings.set_defaults(orders=orders, nan=nan)
     try:
         with ExitStack() as pretence:
             pretence.enter_context(redirection.redirected(chip=chip, raises=False))
@@ -55,7 +57,7 @@ def run(
                 pretence.enter_context(pretended())
             status = _execute(target, arguments, is_module)
     finally:
-        settings.set_defaults(orders=before.orders)
+        settings.set_defaults(orders=before.orders, nan=before.nan)
     found = distinct([record])
     lines = table([record]) if record.launches else ["no kernel was launched"]
     lines += map(str, found)

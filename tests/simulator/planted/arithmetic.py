@@ -54,6 +54,117 @@ CASES = [
         ),
     ),
     Case(
+        "squares_of_half_vectors",
+        "the same by vectors of four",
+        """
+        uint i = thread_position_in_grid.x;
+        float4 v = float4(((const device half4*)x)[i]);
+        y[i] = metal::dot(v, v);
+        """,
+        {"x": (100 * (3 + normal(32, 4))).astype(F16)},
+        {"y": ((32,), F32)},
+        (32, 1, 1),
+        (32, 1, 1),
+        lambda x: (x.astype(np.float32) ** 2).sum(1),
+        mistakes=(
+            mistake(
+                "a vector of squares that overflow half",
+                "half-overflow",
+                {
+                    "float4 v = float4(((const device half4*)x)[i]);": (
+                        "half4 v = ((const device half4*)x)[i];"
+                    ),
+                    "metal::dot(v, v);": (
+                        "0;\n half4 s = v * v;  // <- here\n y[i] = s.x + float(s.y) + s.z + s.w;"
+                    ),
+                },
+            ),
+        ),
+    ),
+    Case(
+        "roots",
+        "square roots of numbers that rounding may have made negative",
+        """
+        uint i = thread_position_in_grid.x;
+        y[i] = metal::sqrt(metal::max(x[i], 0.0f));
+        """,
+        {"x": normal(64)},
+        {"y": ((64,), F32)},
+        (64, 1, 1),
+        (32, 1, 1),
+        lambda x: np.sqrt(np.maximum(x, 0)),
+        nan=True,
+        mistakes=(
+            mistake(
+                "the root of a negative number",
+                "nan-made",
+                {"metal::max(x[i], 0.0f));": "x[i]);  // <- here"},
+            ),
+        ),
+    ),
+    Case(
+        "masked_softmax",
+        "exponentials after a maximum; rows without any key give 0",
+        """
+        uint i = thread_position_in_grid.x;
+        float largest = -INFINITY, sum = 0;
+        for (uint j = 0; j < 16; ++j) {
+            largest = metal::max(largest, x[16 * i + j]);
+        }
+        float bound = metal::isinf(largest) ? 0.0f : largest;
+        for (uint j = 0; j < 16; ++j) {
+            sum += metal::exp(x[16 * i + j] - bound);
+        }
+        y[i] = sum;
+        """,
+        {"x": mx.where((mx.arange(32) % 5 == 0)[:, None], -mx.inf, normal(32, 16))},
+        {"y": ((32,), F32)},
+        (32, 1, 1),
+        (32, 1, 1),
+        lambda x: np.exp(x - np.where(np.isinf(x).all(1), 0, x.max(1))[:, None]).sum(1),
+        nan=True,
+        mistakes=(
+            mistake(
+                "infinity less infinity",
+                "nan-made",
+                {
+                    "metal::isinf(largest) ? 0.0f : largest;": "largest;",
+                    "metal::exp(x[16 * i + j] - bound);": (
+                        "metal::exp(x[16 * i + j] - bound);  // <- here"
+                    ),
+                },
+            ),
+        ),
+    ),
+    Case(
+        "large_ones",
+        "a count of numbers above a bound, which NaN is not",
+        """
+        uint i = thread_position_in_grid.x;
+        float v = x[i];
+        y[i] = 0;
+        if (!metal::isnan(v)) {
+            y[i] = v > 0.5f ? 1 : 0;
+        }
+        """,
+        {"x": mx.where(mx.arange(64) % 5 == 0, mx.nan, normal(64))},
+        {"y": ((64,), I32)},
+        (64, 1, 1),
+        (32, 1, 1),
+        lambda x: np.nan_to_num(x) > 0.5,
+        nan=True,
+        mistakes=(
+            mistake(
+                "a comparison with NaN",
+                "nan-compared",
+                {
+                    "if (!metal::isnan(v)) {": "{",
+                    "y[i] = v > 0.5f ? 1 : 0;": "y[i] = v > 0.5f ? 1 : 0;  // <- here",
+                },
+            ),
+        ),
+    ),
+    Case(
         "nan_to_zero",
         "NaN replaced, under safe mathematics",
         """

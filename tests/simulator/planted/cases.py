@@ -71,6 +71,7 @@ class Case:
         make: Further arguments of `metal_kernel`.
         timeout: Seconds for a launch.
         orders: How many orders every launch has.
+        nan: Whether NaN is watched.
         mistakes: Those to plant in it.
     """
 
@@ -88,6 +89,7 @@ class Case:
     make: Mapping[str, Any] = field(default_factory=dict)
     timeout: float = 60
     orders: int = 1
+    nan: bool = False
     mistakes: tuple[Mistake, ...] = ()
 
     def planted(self, mistake: Mistake) -> Case:
@@ -131,7 +133,7 @@ def run(case: Case, order: str) -> Outcome:
         **case.make,
     )
     try:
-        chosen = {"timeout": case.timeout, "orders": case.orders}
+        chosen = {"timeout": case.timeout, "orders": case.orders, "nan": case.nan}
         with simulator.options(order=order, seed=1, fatal=(), **chosen):
             outputs = kernel(
                 inputs=list(case.inputs.values()),

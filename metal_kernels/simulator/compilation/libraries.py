@@ -1,16 +1,12 @@
-"""Kernels and the runtime as shared libraries: the compiler and its flags."""
+"""Kernels and the runtime as shared libraries."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
 import json
-import os
 import platform
 import re
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +15,11 @@ from pathlib import Path
 
 from ..language.source import KernelSource
 from ..language.translate import cpp, translate
+from .clang import CompileError, Compiler, find_compiler, target, without_sanitizer
 from .disk_cache import cached, digest, folder, text_file
-from .instrument import Mode, Variable, instrument, program_scope_variables
+from .instrument import Mode, instrument
 from .ir import USER_FILES, variable_name
-
-COMPILER_VARIABLE = "FM_MLX_CLANG"
+from .program_scope import Variable, program_scope_variables
 
 _FOLDER = Path(__file__).parents[1]
 # The modules on which the code of a kernel depends.
@@ -31,96 +27,6 @@ _STEPS = (
     *sorted((_FOLDER / "language").glob("*.py")),
     *sorted((_FOLDER / "compilation").glob("*.py")),
 )
-_OLDEST_CLANG = 18
-_MACHINES = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
-
-
-class CompileError(RuntimeError):
-    """The compiler rejects a kernel; the message is the compiler's, with the user's lines."""
-
-
-class SimulatorUnavailable(RuntimeError):
-    """There is no compiler, or the machine is not supported; the message says which."""
-
-
-@dataclass(frozen=True)
-class Compiler:
-    """A clang: how it is called, and what it says its version is."""
-
-    command: tuple[str, ...]
-    version: str
-
-    @property
-    def is_zig(self) -> bool:
-        return "ziglang" in self.command
-
-    def run(self, arguments: Sequence[str | Path], what: str) -> str:
-        """Run it; what it writes to the standard error.
-
-        Raises:
-            CompileError: if it fails.
-        """
-        command = [*self.command, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise CompileError(f"{what} does not compile:\n{_readable(done.stderr)}")
-        return done.stderr
-
-
-def unavailable() -> str | None:
-    """Why the simulator cannot run here, in one line; None if it can."""
-    try:
-        find_compiler()
-    except SimulatorUnavailable as error:
-        return str(error)
-    return None
-
-
-def find_compiler() -> Compiler:
-    """The compiler that is named, else a clang on the path, else zig's.
-
-    Raises:
-        SimulatorUnavailable: if there is none, or the machine is not supported.
-    """
-    return _find_compiler(os.environ.get(COMPILER_VARIABLE, ""), os.environ.get("PATH", ""))
-
-
-@cache
-def _find_compiler(named: str, path: str) -> Compiler:
-    if platform.system() not in ("Linux", "Darwin") or platform.machine() not in _MACHINES:
-        raise SimulatorUnavailable(
-            f"the simulator runs on Linux and macOS, x86-64 and arm64; "
-            f"this is {platform.system()} on {platform.machine()}"
-        )
-    if named:
-        if compiler := _compiler(tuple(named.split())):
-            return compiler
-        raise SimulatorUnavailable(
-            f"{COMPILER_VARIABLE} is {named!r}; wanted is a clang++ of version "
-            f"{_OLDEST_CLANG} or later"
-        )
-    for name in ["clang++", *(f"clang++-{n}" for n in range(30, _OLDEST_CLANG - 1, -1))]:
-        if shutil.which(name, path=path) and (compiler := _compiler((name,))):
-            return compiler
-    zig = (sys.executable, "-m", "ziglang", "c++")
-    if importlib.util.find_spec("ziglang") and (compiler := _compiler(zig)):
-        return compiler
-    raise SimulatorUnavailable(
-        f"the simulator needs clang++ {_OLDEST_CLANG} or later, or `pip install ziglang`, "
-        f"or {COMPILER_VARIABLE} to name a compiler"
-    )
-
-
-def _compiler(command: tuple[str, ...]) -> Compiler | None:
-    """The compiler if it is there and new enough. Apple numbers its versions otherwise."""
-    try:
-        done = subprocess.run([*command, "--version"], capture_output=True, text=True)
-    except OSError:
-        return None
-    version = re.search(r"clang version (\d+)", done.stdout)
-    if done.returncode or not version or "Apple" in done.stdout:
-        return None
-    return Compiler(command, done.stdout) if int(version[1]) >= _OLDEST_CLANG else None
 
 
 @dataclass(frozen=True)
@@ -154,7 +60,7 @@ def runtime_library() -> Path:
     files = sorted((_FOLDER / "runtime").glob("*.cpp"))
     texts = [*files, *(_FOLDER / "runtime").glob("*.h"), _include("msl_runtime.h")]
     flags = ["-std=c++17", "-O2", "-fno-exceptions", "-fno-rtti", "-shared", "-fPIC", "-w"]
-    flags += [*_target(compiler), *_without_sanitizer(compiler), "-nostdlib++"]
+    flags += [*target(compiler), *without_sanitizer(compiler), "-nostdlib++"]
     name = "runtime-" + digest(compiler.version, repr(flags), *map(_text, texts))
 
     def build(path: Path) -> None:
@@ -187,7 +93,7 @@ def kernel_library(
     """
     compiler = find_compiler()
     flags = [*kernel_flags(compiler), "-ffast-math" if fast_math else "-fno-fast-math"]
-    flags.append("-gline-tables-only" if mode in ("checked", "unchecked") else "-g")
+    flags.append("-g" if mode in ("traced", "debugged") else "-gline-tables-only")
     own = map(_text, [*_STEPS, *_headers()])
     key = digest(compiler.version, _mlx_version(), repr(flags), mode, repr(source), *own)
     shown: list[str] = []
@@ -283,11 +189,11 @@ def kernel_flags(compiler: Compiler) -> list[str]:
         # a loop that waits for memory to change is not taken for one that ends
         "-fno-finite-loops",
         "-ftrivial-auto-var-init=pattern",
-        *_without_sanitizer(compiler),
+        *without_sanitizer(compiler),
         f"-fsanitize={sanitized}",
         "-fsanitize-recover=all",
         "-fstack-clash-protection",
-        *_target(compiler),
+        *target(compiler),
         f"-I{_FOLDER / 'include'}",
         *(f"-I{folder}" for folder in _mlx_include()),
     ]
@@ -303,34 +209,23 @@ def _shown_to_debuggers(key: str, texts: Mapping[str, str]) -> Path:
 def _link_flags(compiler: Compiler, mode: Mode) -> list[str]:
     return [
         "-O0" if mode == "debugged" else "-O1",
+        # copies of the calls in a loop take the compiler long and are hardly faster
         "-fno-unroll-loops",
+        "-mllvm",
+        "-unroll-threshold=0",
         "-fPIC",
         "-shared",
         "-nostdlib++",
         "-lm",
         "-w",
-        *_without_sanitizer(compiler),
-        *_target(compiler),
+        *without_sanitizer(compiler),
+        *target(compiler),
         *(["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []),
     ]
 
 
 def _xclang(flag: str) -> list[str]:
     return ["-Xclang", flag]
-
-
-def _without_sanitizer(compiler: Compiler) -> list[str]:
-    """zig traps on undefined behaviour unless told not to."""
-    if not compiler.is_zig:
-        return []
-    return ["-fno-sanitize=undefined"]
-
-
-def _target(compiler: Compiler) -> list[str]:
-    """The same instructions on every machine, with half precision conversions."""
-    if _MACHINES[platform.machine()] == "arm64":
-        return []
-    return ["-mcpu=baseline+f16c"] if compiler.is_zig else ["-mf16c"]
 
 
 def _precompiled_headers(compiler: Compiler, flags: Sequence[str]) -> Path:
@@ -385,13 +280,6 @@ def _headers() -> tuple[Path, ...]:
 
 def _include(name: str) -> Path:
     return _FOLDER / "include" / name
-
-
-def _readable(diagnostics: str) -> str:
-    # how include/metal_stdlib makes an error of the word
-    no_double = "unknown type name 'msl_error__double_is_not_a_Metal_type'"
-    diagnostics = diagnostics.replace(no_double, "Metal has no double")
-    return re.sub(r"^.*/(?=kernel\.cpp)", "", diagnostics, flags=re.MULTILINE)[-6000:]
 
 
 @cache

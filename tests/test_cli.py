@@ -387,3 +387,15 @@ def test_a_missing_package_is_named(fm, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "mlx_lm.evaluate", raising=False)
     refused(fm("evaluate", "--tasks", "x"), "evaluate needs the package lm_eval")
+
+
+def test_commands_start_without_pytorch():
+    """transformers would import it; what is imported afterwards finds it again."""
+    code = (
+        "import sys, importlib.util\n"
+        "from fm_mlx.commands.cli import main\n"
+        "assert main(['plan']) == 0 and 'transformers' in sys.modules\n"
+        "assert 'torch' not in sys.modules and importlib.util.find_spec('torch')\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True)

@@ -10,10 +10,12 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NoReturn
 
 import fm_mlx
 from fm_mlx.support.allocator import keep_freed_memory
+from fm_mlx.support.imports import without_pytorch
 
 # Ours, by what they do; `fm_mlx.commands.<name>` has `add_arguments(parser)` and
 # `run(args) -> int`.
@@ -40,6 +42,10 @@ MLX_LM_COMMANDS = {
     "perplexity": "perplexity on a data set (mlx_lm.perplexity)",
     "evaluate": "run the tasks of lm-evaluation-harness (mlx_lm.evaluate)",
 }
+
+
+# Ours that compute with PyTorch.
+_WITH_PYTORCH = {"convert", "export"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,6 +81,11 @@ def _run(argv: list[str]) -> int:
     name = argv[0] if argv else None
     if name in MLX_LM_COMMANDS:
         return _hand_over(name, argv[1:])
+    with nullcontext() if name in _WITH_PYTORCH else without_pytorch():
+        return _run_ours(name, argv)
+
+
+def _run_ours(name: str | None, argv: list[str]) -> int:
     parser = _Parser(prog="fm-mlx", description="Factorization Memory language models on MLX.")
     parser.add_argument("--version", action="version", version=f"fm-mlx {fm_mlx.__version__}")
     subparsers = parser.add_subparsers(metavar="command", required=True)

@@ -77,6 +77,7 @@ def test_half_overflow(source):
     [
         "half4 v = half4(300); v = v * half4(1, 2, half(x[2]), 1); o[i] = v.z;",
         "half2 v = half2(INFINITY); v = v * half2(2); o[i] = v.y;",
+        "half h = half(1) / half(x[0]); o[i] = h;",  # a pole, as in float
     ],
 )
 def test_halves_that_fit_or_were_infinite(source):

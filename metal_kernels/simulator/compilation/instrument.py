@@ -168,7 +168,7 @@ class _Module:
                 self._special_values(line)
 
     def _special_values(self, line: str) -> None:
-        """Checks of a value that the user's text computes, by an operation or a function."""
+        """Checks of a value that the user's text computes, or a function of Metal for it."""
         file = self._places.own_file(line)
         if file not in USER_FILES and not _OF_METAL.search(file):
             return

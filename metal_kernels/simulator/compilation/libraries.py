@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import platform
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -116,7 +115,9 @@ def kernel_library(
                 raise CompileError(f"{name} does not compile:\n{found}")
             result = instrument(module, mode)
             ir.write_text(result.text)
-            compiler.run([*_link_flags(compiler, mode), "-o", path, ir], name)
+            compiled = Path(folder, "kernel.o")
+            compiler.run([*_code_flags(compiler, mode), "-c", "-o", compiled, ir], name)
+            compiler.link(compiled, path, name)
             facts = {
                 "threadgroup": [asdict(v) for v in result.threadgroup],
                 "constants": [asdict(v) for v in result.constants],
@@ -206,7 +207,7 @@ def _shown_to_debuggers(key: str, texts: Mapping[str, str]) -> Path:
     return folder() / f"debugged-{key}"
 
 
-def _link_flags(compiler: Compiler, mode: Mode) -> list[str]:
+def _code_flags(compiler: Compiler, mode: Mode) -> list[str]:
     return [
         "-O0" if mode == "debugged" else "-O1",
         # copies of the calls in a loop take the compiler long and are hardly faster
@@ -214,13 +215,9 @@ def _link_flags(compiler: Compiler, mode: Mode) -> list[str]:
         "-mllvm",
         "-unroll-threshold=0",
         "-fPIC",
-        "-shared",
-        "-nostdlib++",
-        "-lm",
         "-w",
         *without_sanitizer(compiler),
         *target(compiler),
-        *(["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []),
     ]
 
 

@@ -40,6 +40,8 @@ def check_half(line: str, site: int) -> list[str]:
     made = checks.infinite(*result)
     for operand in operands:
         made = checks.both(made, checks.finite(*operand))
+    if " = fdiv " in line:
+        made = checks.both(made, checks.nonzero(*operands[1]))
     return checks.told("__msl_half_overflow", made, site)
 
 
@@ -104,6 +106,9 @@ class _Checks:
     def finite(self, type_text: str, value: str) -> str:
         return self._test("ne", type_text, value, exponent_only=True)
 
+    def nonzero(self, type_text: str, value: str) -> str:
+        return self._test("ne", type_text, value, exponent_only=False, zero=True)
+
     def both(self, a: str, b: str) -> str:
         return self._value(f"and {self._flags} {a}, {b}")
 
@@ -125,15 +130,19 @@ class _Checks:
     def _flags(self) -> str:
         return f"<{self._lanes} x i1>" if self._lanes else "i1"
 
-    def _test(self, how: str, type_text: str, value: str, *, exponent_only: bool) -> str:
-        """Compare the bits of the exponent, or all but the sign, with an exponent of ones."""
+    def _test(
+        self, how: str, type_text: str, value: str, *, exponent_only: bool, zero: bool = False
+    ) -> str:
+        """Compare the bits of the exponent, or all but the sign, with an exponent of ones or 0."""
         width, ones, magnitude = _BITS[type_text.strip("<>").split()[-1]]
         scalar = f"i{width}"
         integer = f"<{self._lanes} x {scalar}>" if self._lanes else scalar
         bits = self._value(f"bitcast {type_text} {value} to {integer}")
         kept = self._constant(scalar, ones if exponent_only else magnitude)
         bits = self._value(f"and {integer} {bits}, {kept}")
-        return self._value(f"icmp {how} {integer} {bits}, {self._constant(scalar, ones)}")
+        return self._value(
+            f"icmp {how} {integer} {bits}, {self._constant(scalar, ones * (not zero))}"
+        )
 
     def _constant(self, scalar: str, value: int) -> str:
         text = "true" if scalar == "i1" else str(value)

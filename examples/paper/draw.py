@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from statistics import mean
 
 import runs
 import tables
@@ -129,14 +130,14 @@ def recall() -> None:
     for axes, setting in zip(panels, settings, strict=True):
         column = f"recalled of {setting}"
         for k, mark in (("2", "o"), ("4", "D"), ("8", "^")):
-            points = sorted((int(x["m"]), float(x[column])) for x in grown if x["k"] == k)
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True),
-                    marker=mark,
-                    color={"2": "#08306b", "4": "#2171b5", "8": "#6baed6"}[k],
-                    label=f"FM, convolved, dense at first, k = {k}",
-                )
+            points = [(int(x["m"]), float(x[column])) for x in grown if x["k"] == k]
+            if not points:
+                continue
+            colour = {"2": "#08306b", "4": "#2171b5", "8": "#6baed6"}[k]
+            label = f"FM, convolved, dense at first, k = {k}"
+            axes.plot(*zip(*points, strict=True), mark, color=colour, label=label)
+            own = sorted({m for m, _ in points})
+            axes.plot(own, [mean(y for x, y in points if x == m) for m in own], color=colour)
         for arm, dashes in (("llama", "--"), ("gated_delta", "-."), ("mamba2", ":")):
             shares = [
                 float(line[column])

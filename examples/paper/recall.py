@@ -31,20 +31,24 @@ TESTED = "64:4 64:16 128:32 256:64 512:120 1024:120"
 STEPS = 2400
 DENSE_SHARE = 0.4
 SHORTER_DENSE_SHARES = (0.1, 0.2)
+# Seed, m and k of runs that say how much is chance.
+FURTHER_SEEDS = [(1, 256, 2), (1, 256, 8), (1, 256, 4), (1, 64, 2), (1, 64, 8), (2, 256, 2)]
 RATES = (1e-2, 3e-3)
 
 
 def planned() -> Iterator[dict[str, Any]]:
     """What each run is given by, the ones that tell most first."""
 
-    def run(arm: str, m: int, k: int, share: float, rate: float = RATES[0], on: str = SHORT):
+    def run(
+        arm: str, m: int, k: int, share: float, rate: float = RATES[0], on: str = SHORT, seed=0
+    ):
         return {
             "arm": arm,
             "m": m,
             "k": k,
             "dense share": share,
             "learning rate": rate,
-            "seed": 0,
+            "seed": seed,
             "trained on": on,
         }
 
@@ -63,8 +67,12 @@ def planned() -> Iterator[dict[str, Any]]:
         yield run("fm_convolved", 256, 2, share)
     yield from rivals(RATES[1])
     yield run("fm_product", 64, 2, DENSE_SHARE)
-    for m, k in itertools.product((16, 64, 256, 1024), (2, 8, 4)):
+    for m, k in itertools.product((16, 64, 256), (2, 8, 4)):
         yield run("fm_convolved", m, k, DENSE_SHARE)
+    for seed, m, k in FURTHER_SEEDS:
+        yield run("fm_convolved", m, k, DENSE_SHARE, seed=seed)
+    for k in (2, 8, 4):
+        yield run("fm_convolved", 1024, k, DENSE_SHARE)
     # a step on all 4,096 rows takes three seconds
     yield run("fm_convolved", 4096, 2, DENSE_SHARE)
 

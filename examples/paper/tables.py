@@ -89,12 +89,13 @@ def recall() -> Iterator[list[str]]:
     """Shares of values recalled, one line a run; of several learning rates the better."""
     lines = runs.lines_of("recall")
     settings = [column for column in lines[0] if column.startswith("recalled of ")]
-    yield ["", "m", "k", "dense share", "trained on", "rate", "last loss"] + [
+    yield ["", "m", "k", "dense share", "trained on", "rate", "seed", "last loss"] + [
         setting.removeprefix("recalled of ") for setting in settings
     ]
     best: dict[tuple[str, ...], dict[str, str]] = {}
     for line in lines:
-        key = tuple(line[column] for column in ("arm", "m", "k", "dense share", "trained on"))
+        which = ("arm", "m", "k", "dense share", "trained on", "seed")
+        key = tuple(line[column] for column in which)
         if key not in best or float(line["last loss"]) < float(best[key]["last loss"]):
             best[key] = line
     order = list(NAMES)
@@ -107,13 +108,14 @@ def recall() -> Iterator[list[str]]:
             int(line["k"]),
             float(line["dense share"]),
             len(line["trained on"]),
+            int(line["seed"]),
         ),
     ):
         shape = [line["m"], line["k"]] if line["m"] != "0" else ["", ""]
         share = f"{float(line['dense share']):.0%}" if line["m"] != "0" else ""
         shares = (f"{float(line[setting]):.1%}" for setting in settings)
         loss = f"{float(line['last loss']):.2f}"
-        how = [share, line["trained on"], line["learning rate"], loss]
+        how = [share, line["trained on"], line["learning rate"], line["seed"], loss]
         yield [NAMES[line["arm"]], *shape, *how, *shares]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from .ir import VALUE, split
 
@@ -19,11 +20,19 @@ _CALL = re.compile(rf"\s*({VALUE}) = (?:tail )?call {_FLAGS}(?:noundef )?{_TYPE}
 _ARGUMENT = re.compile(rf"\s*{_TYPE} (?:noundef )?(.*)$")
 _COMPARED = re.compile(rf"\s*({VALUE}) = fcmp {_FLAGS}[ou](?:gt|ge|lt|le) {_TYPE} (.*)$")
 
-# Bits of an operand, those of an exponent of all ones, and all but the sign.
+
+class _Bits(NamedTuple):
+    """How many bits a number has, those of its exponent, and all but the sign."""
+
+    width: int
+    exponent: int
+    magnitude: int
+
+
 _BITS = {
-    "half": (16, 0x7C00, 0x7FFF),
-    "bfloat": (16, 0x7F80, 0x7FFF),
-    "float": (32, 0x7F800000, 0x7FFFFFFF),
+    "half": _Bits(16, 0x7C00, 0x7FFF),
+    "bfloat": _Bits(16, 0x7F80, 0x7FFF),
+    "float": _Bits(32, 0x7F800000, 0x7FFFFFFF),
 }
 
 Operand = tuple[str, str]
@@ -98,16 +107,19 @@ class _Checks:
         self._count = 0
 
     def nan(self, type_text: str, value: str) -> str:
-        return self._test("ugt", type_text, value, exponent_only=False)
+        bits = _bits(type_text)
+        return self._test("ugt", type_text, value, bits.magnitude, bits.exponent)
 
     def infinite(self, type_text: str, value: str) -> str:
-        return self._test("eq", type_text, value, exponent_only=False)
+        bits = _bits(type_text)
+        return self._test("eq", type_text, value, bits.magnitude, bits.exponent)
 
     def finite(self, type_text: str, value: str) -> str:
-        return self._test("ne", type_text, value, exponent_only=True)
+        bits = _bits(type_text)
+        return self._test("ne", type_text, value, bits.exponent, bits.exponent)
 
     def nonzero(self, type_text: str, value: str) -> str:
-        return self._test("ne", type_text, value, exponent_only=False, zero=True)
+        return self._test("ne", type_text, value, _bits(type_text).magnitude, 0)
 
     def both(self, a: str, b: str) -> str:
         return self._value(f"and {self._flags} {a}, {b}")
@@ -130,19 +142,13 @@ class _Checks:
     def _flags(self) -> str:
         return f"<{self._lanes} x i1>" if self._lanes else "i1"
 
-    def _test(
-        self, how: str, type_text: str, value: str, *, exponent_only: bool, zero: bool = False
-    ) -> str:
-        """Compare the bits of the exponent, or all but the sign, with an exponent of ones or 0."""
-        width, ones, magnitude = _BITS[type_text.strip("<>").split()[-1]]
-        scalar = f"i{width}"
+    def _test(self, how: str, type_text: str, value: str, mask: int, bound: int) -> str:
+        """Compare the bits that `mask` has with `bound`."""
+        scalar = f"i{_bits(type_text).width}"
         integer = f"<{self._lanes} x {scalar}>" if self._lanes else scalar
         bits = self._value(f"bitcast {type_text} {value} to {integer}")
-        kept = self._constant(scalar, ones if exponent_only else magnitude)
-        bits = self._value(f"and {integer} {bits}, {kept}")
-        return self._value(
-            f"icmp {how} {integer} {bits}, {self._constant(scalar, ones * (not zero))}"
-        )
+        bits = self._value(f"and {integer} {bits}, {self._constant(scalar, mask)}")
+        return self._value(f"icmp {how} {integer} {bits}, {self._constant(scalar, bound)}")
 
     def _constant(self, scalar: str, value: int) -> str:
         text = "true" if scalar == "i1" else str(value)
@@ -153,6 +159,11 @@ class _Checks:
         name = f"%msl.{self._stem}.{self._count}"
         self._lines.append(f"  {name} = {instruction}")
         return name
+
+
+def _bits(type_text: str) -> _Bits:
+    """Those of a number, or of a component of a vector."""
+    return _BITS[type_text.strip("<>").split()[-1]]
 
 
 def _lanes(type_text: str) -> int:

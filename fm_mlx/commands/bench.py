@@ -57,18 +57,13 @@ def run(args: argparse.Namespace) -> int:
     sizes = ", ".join(f"{arm.name} {arm.parameters:,}" for arm in arms)
     progress = tqdm(total=total, disable=not sys.stderr.isatty(), unit="figure")
     rows: list[list[str]] = []
-    figures: dict[str, dict[str, float]] = {}
 
     def row(label: str, values: dict[str, float], fm_over: bool, form: str = "{:,.0f}") -> None:
         """``fm_over``: the ratio is FM / other; else other / FM."""
         fm = values["fm"]
         ratios = [fm / values[n] if fm_over else values[n] / fm for n in names[1:]]
-        cells = [form.format(values[n]) for n in names] + [f"{ratio:.2f}x" for ratio in ratios]
-        rows.append([label, *cells])
-        figures[label] = {
-            name: float(cell.strip("x").replace(",", ""))
-            for name, cell in zip(header[1:], cells, strict=True)
-        }
+        figures = [form.format(values[n]) for n in names]
+        rows.append([label, *figures, *(f"{ratio:.2f}x" for ratio in ratios)])
 
     def peak_row(label: str, measured: dict[str, bench.Timed]) -> None:
         row(f"{label}, peak MB", {n: t.peak / 1e6 for n, t in measured.items()}, fm_over=True)
@@ -122,11 +117,19 @@ def run(args: argparse.Namespace) -> int:
             "machine": device_line(),
             "rounds": args.rounds,
             "llama heads": args.llama_heads,
-            "figures": figures,
+            "figures": {
+                label: dict(zip(header[1:], map(_number, cells), strict=True))
+                for label, *cells in rows
+            },
             "blocks beside their products": overheads,
         }
         write_json(args.json, {"runs": [*runs, this]})
     return 0
+
+
+def _number(cell: str) -> float:
+    """What a cell of the table says: ``1,024`` or ``1.50x``."""
+    return float(cell.strip("x").replace(",", ""))
 
 
 def _earlier_runs(path: Path) -> list[dict[str, Any]]:

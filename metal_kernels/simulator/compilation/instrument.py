@@ -169,10 +169,13 @@ class _Module:
 
     def _special_values(self, line: str) -> None:
         """Checks of a value that the user's text computes, or a function of Metal for it."""
+        has_half = "half" in line
+        if not has_half and not self._watches_nan:
+            return
         file = self._places.own_file(line)
         if file not in USER_FILES and not _OF_METAL.search(file):
             return
-        if "half" in line:
+        if has_half:
             self._lines += special_values.check_half(line, self._places.site(line))
         if self._watches_nan:
             self._lines += special_values.check_nan(line, self._places.site(line))

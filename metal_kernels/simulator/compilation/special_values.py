@@ -140,12 +140,16 @@ class _Checks:
 
     @property
     def _flags(self) -> str:
-        return f"<{self._lanes} x i1>" if self._lanes else "i1"
+        return self._of_each("i1")
+
+    def _of_each(self, scalar: str) -> str:
+        """The type of as many scalars as there are components."""
+        return f"<{self._lanes} x {scalar}>" if self._lanes else scalar
 
     def _test(self, how: str, type_text: str, value: str, mask: int, bound: int) -> str:
         """Compare the bits that `mask` has with `bound`."""
         scalar = f"i{_bits(type_text).width}"
-        integer = f"<{self._lanes} x {scalar}>" if self._lanes else scalar
+        integer = self._of_each(scalar)
         bits = self._value(f"bitcast {type_text} {value} to {integer}")
         bits = self._value(f"and {integer} {bits}, {self._constant(scalar, mask)}")
         return self._value(f"icmp {how} {integer} {bits}, {self._constant(scalar, bound)}")

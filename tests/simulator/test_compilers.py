@@ -83,6 +83,25 @@ def test_compilers_agree(monkeypatch, kind):
     assert {"out-of-bounds", "undefined-behaviour"} <= error.value.report.kinds
 
 
+def test_without_a_linker_the_compiler_links(monkeypatch, tmp_path):
+    """As everywhere but on Linux, where kernels are linked by ld itself."""
+
+    def output(folder: str) -> mx.array:
+        monkeypatch.setenv(disk_cache.VARIABLE, str(tmp_path / folder))
+        o, report = launch(INDEX + "o[i] = sin(x[i]);")
+        assert report.findings == []
+        return o
+
+    linked = output("by the linker")
+    compiler = clang.find_compiler()
+    monkeypatch.setattr(clang.shutil, "which", lambda *_, **__: None)
+    commands, run = [], clang._run
+    monkeypatch.setattr(clang, "_run", lambda *args: (commands.append(args[0]), run(*args))[1])
+    assert mx.array_equal(output("by the compiler"), linked)
+    linking = [command for command in commands if command[-1].endswith("kernel.o")]
+    assert [tuple(c[: len(compiler.command)]) for c in linking] == [compiler.command]
+
+
 def test_cache(monkeypatch, tmp_path):
     """A kernel is compiled once, another text anew; nothing half-written is left."""
     monkeypatch.setenv(disk_cache.VARIABLE, str(tmp_path))

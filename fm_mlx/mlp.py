@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.nn.utils import checkpoint
 
 from fm_mlx import ops
 
@@ -28,6 +29,11 @@ class MLP(nn.Module):
             gate, up = self.gate_proj(x), self.up_proj(x)
         else:
             gate, up = mx.split(self._joint.projection(x), 2, axis=-1)
+        # in training the product of the two is computed again for the gradient instead of kept
+        down = checkpoint(self.down_proj, self._down) if self.training else self._down
+        return down(gate, up)
+
+    def _down(self, gate: mx.array, up: mx.array) -> mx.array:
         return self.down_proj(ops.swiglu(gate, up))
 
     def join(self) -> None:

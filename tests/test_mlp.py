@@ -14,6 +14,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from fm_mlx import model as model_module
 from fm_mlx.mlp import MLP
+from fm_mlx.perf.bench import training_step
 
 SIZES = dict(hidden_size=64, memory_size=64, intermediate_size=96)
 
@@ -121,3 +122,45 @@ def test_unlike_projections_stay_apart():
     mlp.up_proj = nn.QuantizedLinear.from_linear(nn.Linear(32, 64, bias=False), 32, 4)
     mlp.join()
     assert mlp._joint is None
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["all weights", "adapters"])
+def test_gradients_are_those_of_a_product_that_was_kept(adapters):
+    model = tiny_model(REAL, **SIZES).train()
+    if adapters:
+        model.freeze()
+        linear_to_lora_layers(model, -1, dict(rank=2, scale=10.0, dropout=0.0))
+        for layer in model.layers:
+            layer.mlp.down_proj.lora_b = mx.ones_like(layer.mlp.down_proj.lora_b)
+    ids = tokens((2, 9))
+
+    def loss(model):
+        return nn.losses.cross_entropy(model(ids[:, :-1]), ids[:, 1:], reduction="mean")
+
+    value, gradients = nn.value_and_grad(model, loss)(model)
+    with patch.object(MLP, "__call__", two_products):
+        wanted_value, wanted = nn.value_and_grad(model, loss)(model)
+    same_bits(value, wanted_value, "loss")
+    gradients, wanted = dict(tree_flatten(gradients)), dict(tree_flatten(wanted))
+    assert any("down_proj" in name for name in wanted) and list(gradients) == list(wanted)
+    for name, gradient in wanted.items():
+        same_bits(gradients[name], gradient, name)
+
+
+def test_training_keeps_no_product():
+    wide, count, layers = 1024, 512, 4
+    sizes = dict(intermediate_size=wide, num_hidden_layers=layers)
+    model = tiny_model(REAL, **SIZES | sizes).train()
+    ids = tokens((1, count))
+
+    def peak() -> int:
+        step = training_step(model, optim.SGD(1e-3))
+        step(ids)  # compiles
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        step(ids)
+        return mx.get_peak_memory()
+
+    with patch.object(MLP, "__call__", two_products):
+        kept = peak()
+    assert kept - peak() > (layers - 2) * wide * count * 4

@@ -194,7 +194,7 @@ def bench_training(arms: list[Arm], length: int, rounds: int) -> dict[str, Timed
     runs, own = {}, {}
     for arm in arms:
         optimizer = optim.AdamW(1e-4)
-        step = training_step(arm.model, optimizer)
+        step = training_step(arm.model.train(), optimizer)
         step(windows)  # compiles
         own[arm.name] = nbytes(arm.model.parameters()) + nbytes(optimizer.state)
         runs[arm.name] = partial(seconds_of, partial(step, windows))

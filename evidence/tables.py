@@ -37,8 +37,8 @@ def bench(results: dict[str, Any]) -> Rows:
     """FM, llama and mamba2: medians of all runs, and the least and the largest ratio
     (docs/performance.md)."""
     rows = [["", "fm", "llama", "mamba2", "fm : llama", "fm : mamba2"]]
-    for label in results["runs"][0]["figures"]:
-        runs = [run["figures"][label] for run in results["runs"]]
+    for label in results["runs"][0]["figures"] | results["runs"][-1]["figures"]:
+        runs = _having(results, label)
         form = ".2f" if label.endswith("ms/token") else ",.0f"
         cells = [f"{median(run[name] for run in runs):{form}}" for name in rows[0][1:4]]
         rows.append([label, *cells, *(_spread(runs, name, ".2f") for name in rows[0][4:])])
@@ -53,11 +53,16 @@ def bench_in_brief(results: dict[str, Any]) -> Rows:
         ("decode after 8192, ms/token", ".1f"),
         ("training T=1024, tokens/s", ",.0f"),
     ):
-        runs = [run["figures"][label] for run in results["runs"]]
+        runs = _having(results, label)
         what, unit = label.split(", ")
         speed = f"{median(run['fm'] for run in runs):{form}} {unit}"
         rows.append([what, speed, *(_spread(runs, name, ".1f") for name in rows[0][2:])])
     return rows
+
+
+def _having(results: dict[str, Any], label: str) -> list[dict[str, float]]:
+    """A figure of every run that measured it."""
+    return [run["figures"][label] for run in results["runs"] if label in run["figures"]]
 
 
 def _spread(runs: Sequence[dict[str, float]], name: str, form: str) -> str:

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from fm_mlx.commands import cli, eval_recall
 from fm_mlx.evaluation import arms, recall
@@ -122,6 +123,18 @@ def test_product_keys_need_a_square(capsys):
     )
 
 
+def test_scaled_routers_are_sharper_and_all_else_is_as_it_was():
+    plain, scaled = (arms.build("fm", VOCAB, 64, 2, 0, router_scale=scale) for scale in (1, 4))
+    of_plain, of_scaled = (dict(tree_flatten(m.parameters())) for m in (plain, scaled))
+    routers = [name for name in of_plain if name.endswith("router.weight")]
+    assert len(routers) == 2
+    for name in routers:
+        before, after = of_plain.pop(name), of_scaled.pop(name)
+        assert mx.array_equal(after[:-2], 4 * before[:-2])
+        assert mx.array_equal(after[-2:], before[-2:])
+    assert all(mx.array_equal(of_scaled[name], weight) for name, weight in of_plain.items())
+
+
 @pytest.mark.parametrize("arm", ["mamba2", "gated_delta"])
 def test_arms_begin_with_the_time_steps_of_their_papers(arm):
     model = arms.build(arm, 16, 32, 2, 0)
@@ -164,6 +177,7 @@ def test_command_trains_and_reports(tmp_path, capsys):
         "16:4",
     ]
     argv += ["--hidden-size", "32", "--num-layers", "1", "--num-memory-states", "8"]
+    argv += ["--router-scale", "3"]
     argv += ["--steps", "2", "--tokens-per-step", "64", "--vocab-size", "32"]
     assert cli.main([*argv, "--csv", str(table), "--plot", str(picture)]) == 0
     printed = capsys.readouterr().out

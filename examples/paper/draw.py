@@ -12,7 +12,7 @@ from statistics import mean
 
 import runs
 import tables
-from recall import DENSE_SHARE
+from recall import DENSE_SHARE, SHARP_DENSE_SHARE, router_scale_of
 
 from fm_mlx.support.figures import new_figure, save
 
@@ -36,6 +36,8 @@ MARKS = {
     "mamba2": "^",
     "gated_delta": "v",
 }
+
+STYLES_BY_K = {"2": ("o", "#08306b"), "4": ("D", "#2171b5"), "8": ("^", "#6baed6")}
 
 
 def style(arm: str) -> dict[str, str]:
@@ -121,23 +123,35 @@ def recall() -> None:
     figure = new_figure(10, 3.8)
     settings = ("64:16", "256:64", "1024:120")
     panels = figure.subplots(1, len(settings), sharey=True)
-    grown = [
+    convolved = [line for line in lines if line["arm"] == "fm_convolved"]
+    sharp = [
         line
-        for line in lines
-        if line["arm"] == "fm_convolved" and float(line["dense share"]) == DENSE_SHARE
+        for line in convolved
+        if float(line["router scale"]) == router_scale_of(int(line["m"]))
+        and float(line["dense share"]) == SHARP_DENSE_SHARE
     ]
-    rows = sorted({int(line["m"]) for line in grown})
+    plain = [
+        line
+        for line in convolved
+        if float(line["router scale"]) == 1 and float(line["dense share"]) == DENSE_SHARE
+    ]
+    papers = [line for line in lines if line["arm"] == "fm" and float(line["router scale"]) == 1]
+    rows = sorted({int(line["m"]) for line in sharp})
     for axes, setting in zip(panels, settings, strict=True):
         column = f"recalled of {setting}"
-        for k, mark in (("2", "o"), ("4", "D"), ("8", "^")):
-            points = [(int(x["m"]), float(x[column])) for x in grown if x["k"] == k]
-            if not points:
-                continue
-            colour = {"2": "#08306b", "4": "#2171b5", "8": "#6baed6"}[k]
-            label = f"FM, convolved, dense at first, k = {k}"
-            axes.plot(*zip(*points, strict=True), mark, color=colour, label=label)
-            own = sorted({m for m, _ in points})
-            axes.plot(own, [mean(y for x, y in points if x == m) for m in own], color=colour)
+
+        def points(of: list[dict[str, str]], column=column) -> tuple[list[int], list[float]]:
+            return [int(line["m"]) for line in of], [float(line[column]) for line in of]
+
+        for k, (mark, colour) in STYLES_BY_K.items():
+            of_k = [line for line in sharp if line["k"] == k]
+            if of_k:
+                label = f"FM, convolved, sharp routers, k = {k}"
+                axes.plot(*points(of_k), mark, color=colour, label=label)
+                own = sorted({line["m"] for line in of_k}, key=int)
+                means = [mean(float(line[column]) for line in of_k if line["m"] == m) for m in own]
+                axes.plot([int(m) for m in own], means, color=colour)
+        axes.plot(*points(plain), ".", color="0.6", label="the same, routers as the paper's")
         for arm, dashes in (("llama", "--"), ("gated_delta", "-."), ("mamba2", ":")):
             shares = [
                 float(line[column])
@@ -146,15 +160,7 @@ def recall() -> None:
             ]
             if shares:
                 axes.axhline(max(shares), ls=dashes, color=COLOURS[arm], label=tables.NAMES[arm])
-        paper = [
-            (int(x["m"]), float(x[column]))
-            for x in lines
-            if x["arm"] == "fm" and float(x["dense share"]) == 0
-        ]
-        if paper:
-            axes.plot(
-                *zip(*sorted(paper), strict=True), "x", color="black", label="FM of the paper"
-            )
+        axes.plot(*points(papers), "x", color="black", label="FM of the paper")
         named(axes, rows)
         tokens, pairs = setting.split(":")
         axes.set(title=f"{pairs} pairs in {int(tokens):,} tokens", ylim=(-0.02, 1.02))

@@ -7,13 +7,14 @@ and 64 columns learn the task of `fm_mlx.evaluation.recall` from nothing, and a 
 results/recall.csv says how many values they recall. Runs whose line is there are skipped.
 
 Beside the paper's FM stand FM behind a short convolution, which mamba2 and gated delta have too,
-FM that is trained dense at first, and FM that chooses its rows by product keys: options that are
-not the paper's.
+FM that begins with sharper routers, FM that is trained dense at first, and FM that chooses its rows
+by product keys: options that are not the paper's.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -29,24 +30,48 @@ SHORT, LONG = "32:8", "32:8 64:16 128:32 256:64"
 TOKENS = {SHORT: 1024, LONG: 2048}
 TESTED = "64:4 64:16 128:32 256:64 512:120 1024:120"
 STEPS = 2400
+RATES = (1e-2, 3e-3)
+# With routers as the paper's: the share of the steps with all rows active, shorter ones, and seed,
+# m and k of runs that say how much is chance.
 DENSE_SHARE = 0.4
 SHORTER_DENSE_SHARES = (0.1, 0.2)
-# Seed, m and k of runs that say how much is chance.
-FURTHER_SEEDS = [(1, 256, 2), (1, 256, 8), (1, 256, 4), (1, 64, 2), (1, 64, 8), (2, 256, 2)]
-RATES = (1e-2, 3e-3)
+FURTHER_SEEDS = [(1, 256, 2), (1, 256, 8), (1, 256, 4), (1, 64, 2), (1, 64, 8)]
+# With sharper routers: the scale at 64 rows, others at 64 rows, and the share of the steps.
+ROUTER_SCALE = 4.0
+OTHER_ROUTER_SCALES = (1.0, 2.0, 8.0)
+SHARP_DENSE_SHARE = 0.2
+ROWS = (16, 64, 256, 1024, 4096)
+SEEDS = (0, 1, 2)
+
+
+def router_scale_of(rows: int) -> float:
+    """The scale with which a new router is as decided about any number of rows as about 64.
+
+    The logits of a new router have one deviation s for all rows and tokens. The largest of m of
+    them stands s sqrt(2 ln m) above the mean, so that s has to grow with sqrt(ln m).
+    """
+    return round(ROUTER_SCALE * math.sqrt(math.log(rows) / math.log(64)), 2)
 
 
 def planned() -> Iterator[dict[str, Any]]:
     """What each run is given by, the ones that tell most first."""
 
     def run(
-        arm: str, m: int, k: int, share: float, rate: float = RATES[0], on: str = SHORT, seed=0
-    ):
+        arm: str,
+        m: int,
+        k: int,
+        share: float,
+        rate: float = RATES[0],
+        on: str = SHORT,
+        seed: int = 0,
+        scale: float = 1.0,
+    ) -> dict[str, Any]:
         return {
             "arm": arm,
             "m": m,
             "k": k,
             "dense share": share,
+            "router scale": scale if m else "",
             "learning rate": rate,
             "seed": seed,
             "trained on": on,
@@ -71,10 +96,22 @@ def planned() -> Iterator[dict[str, Any]]:
         yield run("fm_convolved", m, k, DENSE_SHARE)
     for seed, m, k in FURTHER_SEEDS:
         yield run("fm_convolved", m, k, DENSE_SHARE, seed=seed)
-    for k in (2, 8, 4):
-        yield run("fm_convolved", 1024, k, DENSE_SHARE)
+    yield run("fm_convolved", 1024, 2, DENSE_SHARE)
     # a step on all 4,096 rows takes three seconds
     yield run("fm_convolved", 4096, 2, DENSE_SHARE)
+
+    def sharp(m: int, k: int, seed: int = 0, share: float = SHARP_DENSE_SHARE, arm="fm_convolved"):
+        return run(arm, m, k, share, seed=seed, scale=router_scale_of(m))
+
+    for seed, m in itertools.product(SEEDS, ROWS):
+        yield sharp(m, 2, seed)
+    for k, m in itertools.product((8, 4), ROWS):
+        yield sharp(m, k)
+    yield sharp(64, 2, 1, share=0.0)
+    yield sharp(64, 2, 1, arm="fm")
+    yield sharp(64, 2, 1, arm="fm_product")
+    for scale in OTHER_ROUTER_SCALES:
+        yield run("fm_convolved", 64, 2, SHARP_DENSE_SHARE, seed=1, scale=scale)
 
 
 def settings(names: str) -> list[recall.Setting]:
@@ -86,7 +123,11 @@ def learned(run: dict[str, Any]) -> dict[str, Any]:
     """Train a model, and count what it recalls: a line of the table."""
     rows = {}
     if run["m"]:
-        rows = dict(num_memory_states=run["m"], num_active_states=run["k"])
+        rows = dict(
+            num_memory_states=run["m"],
+            num_active_states=run["k"],
+            router_scale=run["router scale"],
+        )
     model = arms.build(run["arm"], VOCAB_SIZE, HIDDEN, LAYERS, run["seed"], **rows)
     training = recall.Training(
         settings(run["trained on"]),

@@ -86,37 +86,46 @@ def rows() -> Iterator[list[str]]:
 
 
 def recall() -> Iterator[list[str]]:
-    """Shares of values recalled, one line a run; of several learning rates the better."""
+    """Shares of values recalled, the seeds of a training in one line; of several rates the better.
+
+    Of more seeds than one the mean is given, and between what it was.
+    """
     lines = runs.lines_of("recall")
     settings = [column for column in lines[0] if column.startswith("recalled of ")]
-    yield ["", "m", "k", "dense share", "trained on", "rate", "seed", "last loss"] + [
-        setting.removeprefix("recalled of ") for setting in settings
-    ]
-    best: dict[tuple[str, ...], dict[str, str]] = {}
+    header = ["", "m", "k", "router scale", "dense share", "trained on", "rate"]
+    asked = (setting.removeprefix("recalled of ") for setting in settings)
+    yield [*header, "last loss, by seed", *asked]
+    trainings: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for line in lines:
-        which = ("arm", "m", "k", "dense share", "trained on", "seed")
-        key = tuple(line[column] for column in which)
-        if key not in best or float(line["last loss"]) < float(best[key]["last loss"]):
-            best[key] = line
+        which = ("arm", "m", "k", "router scale", "dense share", "trained on")
+        of_seeds = trainings.setdefault(tuple(line[column] for column in which), {})
+        known = of_seeds.get(line["seed"])
+        if known is None or float(line["last loss"]) < float(known["last loss"]):
+            of_seeds[line["seed"]] = line
     order = list(NAMES)
-    for line in sorted(
-        best.values(),
-        key=lambda line: (
-            order.index(line["arm"]),
-            float(line["dense share"]) > 0,
-            int(line["m"]),
-            int(line["k"]),
-            float(line["dense share"]),
-            len(line["trained on"]),
-            int(line["seed"]),
+    for (arm, m, k, scale, share, on), of_seeds in sorted(
+        trainings.items(),
+        key=lambda training: (
+            order.index(training[0][0]),
+            float(training[0][3] or 1) > 1,
+            float(training[0][4]) > 0,
+            *map(int, training[0][1:3]),
+            *map(float, (training[0][4], training[0][3] or 1)),
+            len(training[0][5]),
         ),
     ):
-        shape = [line["m"], line["k"]] if line["m"] != "0" else ["", ""]
-        share = f"{float(line['dense share']):.0%}" if line["m"] != "0" else ""
-        shares = (f"{float(line[setting]):.1%}" for setting in settings)
-        loss = f"{float(line['last loss']):.2f}"
-        how = [share, line["trained on"], line["learning rate"], line["seed"], loss]
-        yield [NAMES[line["arm"]], *shape, *how, *shares]
+        seeds = [of_seeds[seed] for seed in sorted(of_seeds)]
+        how = [m, k, f"{float(scale):g}", f"{float(share):.0%}"] if m != "0" else [""] * 4
+        losses = " ".join(f"{float(line['last loss']):.2f}" for line in seeds)
+        shares = (_shares([float(line[setting]) for line in seeds]) for setting in settings)
+        yield [NAMES[arm], *how, on, seeds[0]["learning rate"], losses, *shares]
+
+
+def _shares(shares: list[float]) -> str:
+    """A share; of several the mean, and between what they are."""
+    if len(shares) == 1:
+        return f"{shares[0]:.1%}"
+    return f"{statistics.mean(shares):.1%} ({min(shares):.0%} to {max(shares):.0%})"
 
 
 def generation() -> Iterator[list[str]]:

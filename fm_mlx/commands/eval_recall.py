@@ -46,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rows that a token writes and reads (default: 2)",
     )  # fmt: skip
     parser.add_argument(
+        "--router-scale", type=number(0, 1000), default=1.0, metavar="S",
+        help="what the weights that score the rows are multiplied by at the beginning, so that "
+        "affinities are sharper; 1 is the paper's model (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
         "--dense-share", type=number(0, 0.5), default=0.0, metavar="SHARE",
         help="of the steps in which all rows are active, before as many steps in which K is "
         "reached by halves; 0 is the paper's training (default: 0)",
@@ -85,7 +90,9 @@ def run(args: argparse.Namespace) -> int:
     for setting in tested:
         recall.check_fits(setting, args.vocab_size)
     rows_of_fm = dict(
-        num_memory_states=args.num_memory_states, num_active_states=args.num_active_states
+        num_memory_states=args.num_memory_states,
+        num_active_states=args.num_active_states,
+        router_scale=args.router_scale,
     )
     found = []
     for arm in args.arm:

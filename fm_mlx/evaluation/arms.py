@@ -36,6 +36,19 @@ def draw_time_steps(model: nn.Module) -> nn.Module:
     return model
 
 
+def scale_routers(model: nn.Module, scale: float) -> nn.Module:
+    """Multiply the weights that score the rows of a new FM, so that its affinities are sharper.
+
+    The logits of a new router have a deviation of 1 / sqrt(3), and so has each row nearly the
+    same affinity to every token. The rates are left as they are, and so are models of others.
+    """
+    for memory in model.modules():
+        if isinstance(memory, FactorizationMemory):
+            rows, rates = mx.split(memory.router.weight, [-2])
+            memory.router.weight = mx.concatenate([scale * rows, rates])
+    return model
+
+
 def fm(vocab_size: int, hidden_size: int, layers: int, **changes: Any) -> Model:
     """Factorization Memory; changes are keys of its config (`ModelArgs`)."""
     config = dict(
@@ -169,8 +182,22 @@ ARMS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build(arm: str, vocab_size: int, hidden_size: int, layers: int, seed: int, **changes: Any):
+def build(
+    arm: str,
+    vocab_size: int,
+    hidden_size: int,
+    layers: int,
+    seed: int,
+    router_scale: float = 1.0,
+    **changes: Any,
+) -> nn.Module:
     """A new model of an arm, its weights drawn by a seed.
+
+    Args:
+        arm: a name of `ARMS`.
+        vocab_size, hidden_size, layers, changes: as for the arm.
+        seed: of the weights.
+        router_scale: of an FM's routers (`scale_routers`); 1 is the paper's.
 
     Raises:
         ValueError: There is no such arm.
@@ -178,4 +205,5 @@ def build(arm: str, vocab_size: int, hidden_size: int, layers: int, seed: int, *
     if arm not in ARMS:
         raise ValueError(f"no arm {arm!r}; allowed are {', '.join(ARMS)}")
     mx.random.seed(seed)
-    return draw_time_steps(ARMS[arm](vocab_size, hidden_size, layers, **changes))
+    model = draw_time_steps(ARMS[arm](vocab_size, hidden_size, layers, **changes))
+    return scale_routers(model, router_scale)

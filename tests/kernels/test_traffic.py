@@ -37,8 +37,16 @@ def update(rows: int, num_active: int, width: int, dtype=mx.float32) -> dict[str
     return moved(KERNELS["sparse_update"])
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
-@pytest.mark.parametrize(("num_active", "width"), [(8, 256), (8, 2048), (16, 1024), (64, 512)])
+@pytest.mark.parametrize(
+    ("num_active", "width", "dtype"),
+    [
+        (8, 256, mx.float32),
+        (8, 2048, mx.float32),
+        (16, 1024, mx.bfloat16),
+        (64, 512, mx.float32),
+    ],
+    ids=str,
+)
 def test_sparse_update_moves_k_rows(num_active, width, dtype):
     """At most 1.1 times 2k rows in, 2k rows out, value, output; of m only the scores."""
     least = 4 * num_active * width * 4 + 2 * width * dtype.size

@@ -215,7 +215,7 @@ def finished(run: subprocess.Popen) -> None:
     assert run.returncode == 0, output
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_anywhere(options, tmp_path, kills):
     """Kills at random moments lose at most the steps since the last save, never a save.
 

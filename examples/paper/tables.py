@@ -102,19 +102,16 @@ def recall() -> Iterator[list[str]]:
         known = of_seeds.get(line["seed"])
         if known is None or float(line["last loss"]) < float(known["last loss"]):
             of_seeds[line["seed"]] = line
-    order = list(NAMES)
-    for (arm, m, k, scale, share, on), of_seeds in sorted(
-        trainings.items(),
-        key=lambda training: (
-            order.index(training[0][0]),
-            float(training[0][3] or 1) > 1,
-            float(training[0][4]) > 0,
-            *map(int, training[0][1:3]),
-            *map(float, (training[0][4], training[0][3] or 1)),
-            len(training[0][5]),
-        ),
-    ):
-        seeds = [of_seeds[seed] for seed in sorted(of_seeds)]
+
+    def place(training: tuple[str, ...]) -> tuple[float, ...]:
+        arm, m, k, scale, share, on = training
+        scale, share = float(scale or 1), float(share)
+        arms = list(NAMES).index(arm)
+        return arms, scale > 1, share > 0, int(m), int(k), share, scale, len(on)
+
+    for training in sorted(trainings, key=place):
+        arm, m, k, scale, share, on = training
+        seeds = [line for _, line in sorted(trainings[training].items())]
         how = [m, k, f"{float(scale):g}", f"{float(share):.0%}"] if m != "0" else [""] * 4
         losses = " ".join(f"{float(line['last loss']):.2f}" for line in seeds)
         shares = (_shares([float(line[setting]) for line in seeds]) for setting in settings)

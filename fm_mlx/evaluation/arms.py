@@ -39,8 +39,8 @@ def draw_time_steps(model: nn.Module) -> nn.Module:
 def scale_routers(model: nn.Module, scale: float) -> nn.Module:
     """Multiply the weights that score the rows of a new FM, so that its affinities are sharper.
 
-    The logits of a new router have a deviation of 1 / sqrt(3), and so has each row nearly the
-    same affinity to every token. The rates are left as they are, and so are models of others.
+    The logits of a new router have a deviation of 1 / sqrt(3), with which each row has much the
+    same affinity to every token. The rates stay as they are, and so do models without routers.
     """
     for memory in model.modules():
         if isinstance(memory, FactorizationMemory):

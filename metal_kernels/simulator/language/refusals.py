@@ -20,6 +20,7 @@ _REFUSED = (
     (r"interpolant", "<", "interpolants"),
     (r"simdgroup_event", ".*", "asynchronous copies"),
 )
+_NAMES = re.compile("|".join(name for name, _, _ in _REFUSED))
 _STAGES = {"vertex", "fragment", "object", "patch", "tile", "intersection", "visible"}
 
 
@@ -42,7 +43,8 @@ def refuse(tokens: Sequence[Token]) -> None:
         if token.kind != "name":
             continue
         following = tokens[i + 1].text
-        for name, after, what in _REFUSED:
+        refused = _REFUSED if _NAMES.fullmatch(token.text) else ()
+        for name, after, what in refused:
             if not re.fullmatch(name, token.text) or not re.fullmatch(after, following):
                 continue
             if following != "<" or _opens_template(tokens, i + 1):

@@ -136,7 +136,7 @@ def recall() -> None:
         if float(line["router scale"]) == 1 and float(line["dense share"]) == DENSE_SHARE
     ]
     papers = [line for line in lines if line["arm"] == "fm" and float(line["router scale"]) == 1]
-    rows = sorted({int(line["m"]) for line in sharp})
+    rows = sorted({int(line["m"]) for line in convolved})
     for axes, setting in zip(panels, settings, strict=True):
         column = f"recalled of {setting}"
 

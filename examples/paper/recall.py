@@ -105,13 +105,13 @@ def planned() -> Iterator[dict[str, Any]]:
 
     for seed, m in itertools.product(SEEDS, ROWS):
         yield sharp(m, 2, seed)
-    for k, m in itertools.product((8, 4), ROWS):
-        yield sharp(m, k)
     yield sharp(64, 2, 1, share=0.0)
     yield sharp(64, 2, 1, arm="fm")
-    yield sharp(64, 2, 1, arm="fm_product")
     for scale in OTHER_ROUTER_SCALES:
         yield run("fm_convolved", 64, 2, SHARP_DENSE_SHARE, seed=1, scale=scale)
+    yield sharp(64, 2, 1, arm="fm_product")
+    for k, m in itertools.product((8, 4), ROWS):
+        yield sharp(m, k)
 
 
 def settings(names: str) -> list[recall.Setting]:

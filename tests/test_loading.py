@@ -395,6 +395,7 @@ def test_a_named_pipe_is_not_waited_for(changed, capsys, tmp_path, name):
         ("chat_template", "no template"),
         ("chat_template", 3),
         ("chat_template", "{{ 'a' * 10**7 }}"),
+        pytest.param("chat_template", "{{ 'a' * 10**9 }}", marks=pytest.mark.slow),
         ("model_max_length", "x"),
     ],
 )

@@ -117,6 +117,11 @@ def rows() -> None:
     save(figure, IMAGES / "paper-rows.png")
 
 
+def by_rows(lines: list[dict[str, str]], column: str) -> tuple[list[int], list[float]]:
+    """A column against m."""
+    return [int(line["m"]) for line in lines], [float(line[column]) for line in lines]
+
+
 def recall() -> None:
     """The share recalled by m, a line for each k, beside the other arms that learned the task."""
     lines = runs.lines_of("recall")
@@ -139,19 +144,17 @@ def recall() -> None:
     rows = sorted({int(line["m"]) for line in convolved})
     for axes, setting in zip(panels, settings, strict=True):
         column = f"recalled of {setting}"
-
-        def points(of: list[dict[str, str]], column=column) -> tuple[list[int], list[float]]:
-            return [int(line["m"]) for line in of], [float(line[column]) for line in of]
-
         for k, (mark, colour) in STYLES_BY_K.items():
             of_k = [line for line in sharp if line["k"] == k]
             if of_k:
                 label = f"FM, convolved, sharp routers, k = {k}"
-                axes.plot(*points(of_k), mark, color=colour, label=label)
+                axes.plot(*by_rows(of_k, column), mark, color=colour, label=label)
                 own = sorted({line["m"] for line in of_k}, key=int)
                 means = [mean(float(line[column]) for line in of_k if line["m"] == m) for m in own]
                 axes.plot([int(m) for m in own], means, color=colour)
-        axes.plot(*points(plain), ".", color="0.6", label="the same, routers as the paper's")
+        axes.plot(
+            *by_rows(plain, column), ".", color="0.6", label="the same, routers as the paper's"
+        )
         for arm, dashes in (("llama", "--"), ("gated_delta", "-."), ("mamba2", ":")):
             shares = [
                 float(line[column])
@@ -160,7 +163,7 @@ def recall() -> None:
             ]
             if shares:
                 axes.axhline(max(shares), ls=dashes, color=COLOURS[arm], label=tables.NAMES[arm])
-        axes.plot(*points(papers), "x", color="black", label="FM of the paper")
+        axes.plot(*by_rows(papers, column), "x", color="black", label="FM of the paper")
         named(axes, rows)
         tokens, pairs = setting.split(":")
         axes.set(title=f"{pairs} pairs in {int(tokens):,} tokens", ylim=(-0.02, 1.02))

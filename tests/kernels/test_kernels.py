@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle, islice, product
 
@@ -25,7 +25,6 @@ BATCHES = (1, 3)
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 all_rows = pytest.mark.parametrize("rows", ROWS)
-HALVES = (1, 2, 3, 8, 33)
 
 
 def cases_of(schedule: str, *values: Iterable) -> Iterator[tuple]:
@@ -46,12 +45,17 @@ def test_route(schedule, dtype, rows):
         checks.route(rounded(routing, dtype), num_active)
 
 
-# rows are chosen in float32 whatever the values are: 16 bits need fewer of them
-@pytest.mark.parametrize(
-    ("rows", "dtype"),
-    [*product(ROWS, DTYPES[:1]), *product((5, 200), DTYPES[1:])],
-    ids=str,
-)
+def in_every_dtype(sizes: Sequence[int], of_16_bits: Sequence[int]) -> list:
+    """Sizes x dtypes. Rows are chosen in float32 whatever the values are: of 16 bits some sizes
+    are enough by default, the others run under `slow`."""
+    cases = []
+    for size, dtype in product(sizes, DTYPES):
+        is_slow = dtype != mx.float32 and size not in of_16_bits
+        cases.append(pytest.param(size, dtype, marks=[pytest.mark.slow] if is_slow else []))
+    return cases
+
+
+@pytest.mark.parametrize(("rows", "dtype"), in_every_dtype(ROWS, (5, 200)), ids=str)
 def test_sparse_update(schedule, rows, dtype):
     """Every k from 1 to m at one width, every third in 16 bits; 1, half and all of m at others."""
     step = 1 if dtype == mx.float32 else 3
@@ -65,9 +69,7 @@ def test_sparse_update(schedule, rows, dtype):
             checks.sparse_update(shape, num_active, dtype, mask and mask[:batch], num_active)
 
 
-@pytest.mark.parametrize(
-    ("half", "dtype"), [*product(HALVES, DTYPES[:1]), *product((8,), DTYPES[1:])], ids=str
-)
+@pytest.mark.parametrize(("half", "dtype"), in_every_dtype((1, 2, 3, 8, 33), (8,)), ids=str)
 def test_sparse_update_by_product_keys(schedule, half, dtype):
     """m = 1 to 1,089; more active rows than a half has, too."""
     masks = cycle([None, [True, False, True], [True] * 3])

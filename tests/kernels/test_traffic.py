@@ -44,6 +44,10 @@ def update(rows: int, num_active: int, width: int, dtype=mx.float32) -> dict[str
         (8, 2048, mx.float32),
         (16, 1024, mx.bfloat16),
         (64, 512, mx.float32),
+        pytest.param(8, 256, mx.bfloat16, marks=pytest.mark.slow),
+        pytest.param(8, 2048, mx.bfloat16, marks=pytest.mark.slow),
+        pytest.param(16, 1024, mx.float32, marks=pytest.mark.slow),
+        pytest.param(64, 512, mx.bfloat16, marks=pytest.mark.slow),
     ],
     ids=str,
 )

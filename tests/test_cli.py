@@ -389,12 +389,17 @@ def test_a_missing_package_is_named(fm, monkeypatch):
     refused(fm("evaluate", "--tasks", "x"), "evaluate needs the package lm_eval")
 
 
-def test_commands_start_without_pytorch():
+@pytest.mark.parametrize("argv", [["plan"], ["convert", "--help"]], ids=" ".join)
+def test_commands_start_without_pytorch(argv):
     """transformers would import it; what is imported afterwards finds it again."""
     code = (
         "import sys, importlib.util\n"
         "from fm_mlx.commands.cli import main\n"
-        "assert main(['plan']) == 0 and 'transformers' in sys.modules\n"
+        "try:\n"
+        f"    assert main({argv}) == 0\n"
+        "except SystemExit as end:  # after --help\n"
+        "    assert end.code == 0\n"
+        "assert 'transformers' in sys.modules\n"
         "assert 'torch' not in sys.modules and importlib.util.find_spec('torch')\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

@@ -44,7 +44,7 @@ MLX_LM_COMMANDS = {
 }
 
 
-# Ours that compute with PyTorch.
+# Ours that compute with PyTorch, which they import themselves.
 _WITH_PYTORCH = {"convert", "export"}
 
 
@@ -81,11 +81,13 @@ def _run(argv: list[str]) -> int:
     name = argv[0] if argv else None
     if name in MLX_LM_COMMANDS:
         return _hand_over(name, argv[1:])
+    with without_pytorch():
+        args = _parse(name, argv)
     with nullcontext() if name in _WITH_PYTORCH else without_pytorch():
-        return _run_ours(name, argv)
+        return args.run(args)
 
 
-def _run_ours(name: str | None, argv: list[str]) -> int:
+def _parse(name: str | None, argv: list[str]) -> argparse.Namespace:
     parser = _Parser(prog="fm-mlx", description="Factorization Memory language models on MLX.")
     parser.add_argument("--version", action="version", version=f"fm-mlx {fm_mlx.__version__}")
     subparsers = parser.add_subparsers(metavar="command", required=True)
@@ -97,8 +99,7 @@ def _run_ours(name: str | None, argv: list[str]) -> int:
             subparser.set_defaults(run=module.run)
     for command, purpose in MLX_LM_COMMANDS.items():
         subparsers.add_parser(command, help=purpose)
-    args = parser.parse_args(argv)
-    return args.run(args)
+    return parser.parse_args(argv)
 
 
 def _hand_over(name: str, rest: list[str]) -> int:

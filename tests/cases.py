@@ -1,7 +1,7 @@
 """What the tests of the mathematics share: the code under test, its inputs, its oracle.
 
-A law (laws.py) is a function of `Code`, so that it can be run on the package and, by
-mutants.py, on a copy of the package with one line broken.
+A law (laws/) is a function of `Code`, so that it can be run on the package and, by mutant.py, on a
+copy of the package with one line broken.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from cases import REAL, TINY, tiny_model
-from laws import BUFFERED
+from laws.decoding import BUFFERED
 from mlx.utils import tree_flatten
 from mlx_lm.sample_utils import greedy_sampler
 from starlette.testclient import TestClient

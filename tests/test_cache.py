@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cases import LOGITS_TOLERANCE, REAL, close, same_bits, tiny_model, tokens
 from in_step import in_step
-from laws import BUFFERED, buffered_decode_is_the_dense
+from laws.decoding import BUFFERED, buffered_decode_is_the_dense
 from mlx_lm.generate import batch_generate, generate_step
 from mlx_lm.models.cache import ArraysCache, load_prompt_cache, save_prompt_cache
 

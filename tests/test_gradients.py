@@ -8,18 +8,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from cases import EXTREMES, FORMS, REAL, extreme, routed
-from laws import (
+from laws.gradients import (
     GRADIENT_TOLERANCE,
     cotangents,
     final_state_gradient_is_kept,
     gradients_agree,
     gradients_are_the_loops,
-    ragged,
     routing_gradient_is_the_affinitys,
     scan_gradient,
     step_gradient,
     swiglu_is_mlx_lms,
 )
+from laws.padding import ragged
 
 # The same float32 expressions, fused in another way.
 TRANSFORM_TOLERANCE = 1e-6

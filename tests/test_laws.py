@@ -23,28 +23,23 @@ from cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import (
-    an_overwrite_is_a_fresh_start,
-    dense_is_sparse_with_all_rows,
-    future_changes_nothing,
-    future_tokens_change_nothing,
-    graph_does_not_grow,
-    model_is_the_reference,
-    model_may_be_split,
+from laws.causality import future_changes_nothing, future_tokens_change_nothing
+from laws.growth import graph_does_not_grow, peak_memory, primitives, streaming_is_flat
+from laws.padding import (
     model_of_left_padded_rows,
     model_of_right_padded_rows,
-    peak_memory,
-    primitives,
     ragged,
-    rows_have_no_order,
-    scan_is_the_loop,
-    scan_may_be_split,
     scan_of_ragged_rows,
-    sparse_step_is_the_step,
-    steps_are_the_loop,
     steps_of_ragged_rows,
-    streaming_is_flat,
 )
+from laws.recurrence import (
+    an_overwrite_is_a_fresh_start,
+    model_is_the_reference,
+    scan_is_the_loop,
+    steps_are_the_loop,
+)
+from laws.rows import dense_is_sparse_with_all_rows, rows_have_no_order, sparse_step_is_the_step
+from laws.splits import model_may_be_split, scan_may_be_split
 
 forms = pytest.mark.parametrize("form", FORMS)
 law = settings(max_examples=12, deadline=None, derandomize=True)

@@ -7,7 +7,7 @@ import re
 import mlx.core as mx
 import pytest
 from cases import REAL, TINY, close, same_bits, tiny_model, tokens
-from laws import (
+from laws.precision import (
     bf16_decode_does_not_drift,
     casting_keeps_precision,
     lora_leaves_the_router_alone,

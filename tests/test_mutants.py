@@ -7,7 +7,8 @@ import sys
 import mlx.core as mx
 import pytest
 from cases import REAL, Code
-from mutants import MUTANTS, mutated
+from mutant import mutated
+from mutants import MUTANTS
 from structural import replaced
 
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from cases import REAL, routed, same_bits
-from laws import not_on_the_cpu, routing_is_the_affinity, with_rates
+from laws.rows import not_on_the_cpu, routing_is_the_affinity, with_rates
 from mlx_lm.models.activations import swiglu
 
 from fm_mlx import ops

@@ -6,12 +6,16 @@ from dataclasses import asdict
 from hashlib import sha256
 from json import dumps
 
-import laws
 import mlx.core as mx
 import numpy as np
 import pytest
-from cases import REAL, TINY, close, same_bits, tiny_model, tokens
-from product_law import choice_is_that_among_all_rows, of_rows, scores_of_halves
+from cases import LOGITS_TOLERANCE, REAL, TINY, close, same_bits, tiny_model, tokens
+from laws.decoding import BUFFERED, buffered_decode_is_the_dense
+from laws.padding import model_of_left_padded_rows, model_of_right_padded_rows
+from laws.product_keys import choice_is_that_among_all_rows, of_rows, scores_of_halves
+from laws.recurrence import model_is_the_reference
+from laws.rows import AFFINITY_TOLERANCE, not_on_the_cpu
+from laws.splits import model_may_be_split
 
 from fm_mlx import ops
 from fm_mlx.layer import FactorizationMemory
@@ -25,7 +29,7 @@ FEW = PRODUCT | dict(num_memory_states=9, num_active_states=4)
 # scanned on the active rows
 MANY = PRODUCT | dict(num_memory_states=400, num_active_states=3)
 # decoded on two buffers
-BUFFERED = laws.BUFFERED | PRODUCT | dict(num_memory_states=256)
+PRODUCT_BUFFERED = BUFFERED | PRODUCT | dict(num_memory_states=256)
 
 
 class TestChoice:
@@ -36,7 +40,7 @@ class TestChoice:
     @pytest.mark.parametrize("keys", [False, True])
     def test_is_that_among_all_rows(self, half, num_active, keys):
         if keys:
-            with laws.not_on_the_cpu(REAL):
+            with not_on_the_cpu(REAL):
                 choice_is_that_among_all_rows(REAL, half, num_active)
         else:
             choice_is_that_among_all_rows(REAL, half, num_active)
@@ -58,7 +62,7 @@ class TestChoice:
         of_all = np.array(mx.grad(loss)(mx.array(of_rows(scores)), False))
         of_sums = of_all[:, :-2].reshape(-1, 6, 6)
         wanted = np.concatenate([of_sums.sum(2), of_sums.sum(1), of_all[:, -2:]], axis=1)
-        close(got, wanted, laws.AFFINITY_TOLERANCE, "gradient")
+        close(got, wanted, AFFINITY_TOLERANCE, "gradient")
 
     def test_refuses_uneven_halves(self):
         with pytest.raises(ValueError, match="there are 7 logits; product keys have two halves"):
@@ -72,16 +76,16 @@ class TestChoice:
 @pytest.mark.parametrize("config", [FEW, MANY], ids=["few rows", "many rows"])
 class TestModels:
     def test_reference(self, config):
-        laws.model_is_the_reference(REAL, **config)
+        model_is_the_reference(REAL, **config)
 
     def test_may_be_split(self, config):
-        laws.model_may_be_split(REAL, [25, 1, 7, 28], **config)
+        model_may_be_split(REAL, [25, 1, 7, 28], **config)
 
     def test_right_padding(self, config):
-        laws.model_of_right_padded_rows(REAL, **config)
+        model_of_right_padded_rows(REAL, **config)
 
     def test_left_padding(self, config):
-        laws.model_of_left_padded_rows(REAL, **config)
+        model_of_left_padded_rows(REAL, **config)
 
     def test_router_has_two_halves(self, config):
         model = tiny_model(REAL, **config)
@@ -91,11 +95,11 @@ class TestModels:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_decoding_on_two_buffers(masked):
-    laws.buffered_decode_is_the_dense(REAL, masked=masked, **BUFFERED)
+    buffered_decode_is_the_dense(REAL, masked=masked, **PRODUCT_BUFFERED)
 
 
 @pytest.mark.parametrize(
-    ("config", "launches"), [(FEW, 0), (BUFFERED, 12)], ids=["one state", "two buffers"]
+    ("config", "launches"), [(FEW, 0), (PRODUCT_BUFFERED, 12)], ids=["one state", "two buffers"]
 )
 def test_decoding_by_the_kernels(config, launches):
     """The simulator decodes as the CPU does, to the rounding of two orders of sums."""
@@ -108,7 +112,7 @@ def test_decoding_by_the_kernels(config, launches):
         with launch.using("simulator"):
             got = model(piece, caches[1])
             mx.eval(got)
-        close(got, wanted, laws.LOGITS_TOLERANCE, "logits")
+        close(got, wanted, LOGITS_TOLERANCE, "logits")
     # six tokens of two layers
     assert KERNELS["sparse_update_product"].launches == before + launches
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 import mlx.core as mx
 import pytest
 from cases import FORMS, REAL, tiny_model, tokens
+from laws.resets import nothing_leaks, packed_is_separate
 from mlx_lm import batch_generate
-from reset_law import nothing_leaks, packed_is_separate
 
 from fm_mlx import ops
 

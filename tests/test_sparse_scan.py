@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
-import laws
 import mlx.core as mx
 import numpy as np
 import pytest
-from cases import EXTREMES, FORMS, REAL, close, extreme, routed, tiny_model, tokens
-from sparse_scan_law import (
+from cases import (
+    EXTREMES,
+    FORMS,
+    LOGITS_TOLERANCE,
+    REAL,
+    close,
+    extreme,
+    routed,
+    tiny_model,
+    tokens,
+)
+from laws.padding import model_of_left_padded_rows, model_of_right_padded_rows
+from laws.recurrence import model_is_the_reference
+from laws.rows import not_on_the_cpu
+from laws.sparse_scan import (
     few_values,
     gradients_of_many_groups,
     many_groups,
@@ -18,6 +30,7 @@ from sparse_scan_law import (
     sparse_gradients_are_the_scans,
     sparse_scan_is_the_loop,
 )
+from laws.splits import model_may_be_split
 
 from fm_mlx import layer, ops
 from fm_mlx.cache import RewindableCache
@@ -85,7 +98,7 @@ class TestChoiceByBlocks:
         if not ties:
             logits = np.random.default_rng(1).normal(size=logits.shape).astype(np.float32)
         if keys:
-            with laws.not_on_the_cpu(REAL):
+            with not_on_the_cpu(REAL):
                 routing_by_blocks(REAL, logits, num_active)
         else:
             routing_by_blocks(REAL, logits, num_active)
@@ -109,23 +122,23 @@ class TestModelsOfManyRows:
         assert scan.call_count == 2
 
     def test_reference(self):
-        laws.model_is_the_reference(REAL, **MANY)
+        model_is_the_reference(REAL, **MANY)
 
     def test_may_be_split(self):
-        laws.model_may_be_split(REAL, [25, 1, 7, 28], **MANY)
+        model_may_be_split(REAL, [25, 1, 7, 28], **MANY)
 
     def test_right_padding(self):
-        laws.model_of_right_padded_rows(REAL, **MANY)
+        model_of_right_padded_rows(REAL, **MANY)
 
     def test_left_padding(self):
-        laws.model_of_left_padded_rows(REAL, **MANY)
+        model_of_left_padded_rows(REAL, **MANY)
 
     def test_packed_texts(self):
         model = tiny_model(REAL, **MANY)
         ids = tokens((1, 40))
         got = model(ids, reset_positions=mx.array([[13]]))
         wanted = mx.concatenate([model(ids[:, :13]), model(ids[:, 13:])], axis=1)
-        close(got, wanted, laws.LOGITS_TOLERANCE, "logits")
+        close(got, wanted, LOGITS_TOLERANCE, "logits")
 
     def test_rewinding(self):
         model = tiny_model(REAL, **MANY)
@@ -138,4 +151,4 @@ class TestModelsOfManyRows:
         wanted = model.make_cache()
         model(ids[:, :7], wanted)
         for a, b in zip(cache, wanted, strict=True):
-            close(a[0], REAL.cache.state_of(b), laws.LOGITS_TOLERANCE, "state")
+            close(a[0], REAL.cache.state_of(b), LOGITS_TOLERANCE, "state")

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import mlx.core as mx
 import pytest
 from cases import REAL, Code, close, tiny_model, tokens
-from laws import BUFFERED
+from laws.decoding import BUFFERED
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import llama, mamba
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
-from mutants import mutated
+from mutant import mutated
 from tiny import some_text
 
 import fm_mlx

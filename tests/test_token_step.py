@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, Thread
 from unittest.mock import patch
 
-import laws
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from cases import REAL, close, same_bits, tiny_model, tokens
+from cases import LOGITS_TOLERANCE, REAL, close, same_bits, tiny_model, tokens
+from laws.decoding import token_by_token, token_step_is_the_forward_pass
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from fm_mlx import cache as caches
@@ -50,22 +50,22 @@ class TestLogitsAndStates:
     @pytest.mark.parametrize("batch", [1, 3])
     @pytest.mark.parametrize("config", [{}, BUFFERED, dict(tie_word_embeddings=False)], ids=str)
     def test_are_those_of_the_forward_pass(self, config, batch):
-        laws.token_step_is_the_forward_pass(REAL, batch, **config)
+        token_step_is_the_forward_pass(REAL, batch, **config)
 
     @pytest.mark.parametrize("config", [{}, BUFFERED], ids=["dense", "buffered"])
     def test_with_padding(self, config):
-        laws.token_step_is_the_forward_pass(REAL, 3, left_padding=[0, 14, 13], **config)
+        token_step_is_the_forward_pass(REAL, 3, left_padding=[0, 14, 13], **config)
 
     @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
     def test_in_half_precision(self, dtype):
-        laws.token_step_is_the_forward_pass(REAL, 2, lambda model: model.set_dtype(dtype))
+        token_step_is_the_forward_pass(REAL, 2, lambda model: model.set_dtype(dtype))
 
     def test_quantised(self):
         def quantise(model):
             nn.quantize(model, 32, 4, class_predicate=model.quant_predicate)
 
         sizes = dict(hidden_size=64, memory_size=64, intermediate_size=64)
-        laws.token_step_is_the_forward_pass(REAL, 2, quantise, **sizes)
+        token_step_is_the_forward_pass(REAL, 2, quantise, **sizes)
 
 
 class TestNothingIsStale:
@@ -85,10 +85,10 @@ class TestNothingIsStale:
         else:
             nn.quantize(model, 32, 4, class_predicate=lambda path, _: path.endswith("up_proj"))
         cache = started(model)
-        with laws.token_by_token(REAL):
+        with token_by_token(REAL):
             wanted = model(tokens((1, 1)), started(model))
         got = model(tokens((1, 1)), cache)
-        close(got, wanted, laws.LOGITS_TOLERANCE, "logits")
+        close(got, wanted, LOGITS_TOLERANCE, "logits")
         assert not mx.array_equal(got, before)
 
     def test_branches_do_not_touch_each_other(self, model):
@@ -211,6 +211,6 @@ class TestWhenItIsTaken:
         copied = copy.deepcopy(model)
         copied.layers[0].mlp.up_proj.weight = 2 * copied.layers[0].mlp.up_proj.weight
         for of in (model, copied):
-            with laws.token_by_token(REAL):
+            with token_by_token(REAL):
                 wanted = of(tokens((1, 1)), started(of))
-            close(of(tokens((1, 1)), started(of)), wanted, laws.LOGITS_TOLERANCE, "logits")
+            close(of(tokens((1, 1)), started(of)), wanted, LOGITS_TOLERANCE, "logits")

@@ -13,8 +13,6 @@ constexpr int msl_lanes = 32;
 
 inline bool msl_is_active(unsigned active, int lane) { return active >> lane & 1; }
 
-// ---- reductions
-
 enum msl_reduce_order { msl_ascending, msl_descending, msl_sequential };
 
 // Of each run of `width` lanes: the SIMD-group or its quads.
@@ -183,8 +181,6 @@ MSL_REDUCTIONS(quad, 4)
 #undef MSL_BITWISE_IN
 #undef MSL_REDUCTION_IN
 
-// ---- shuffles
-
 enum msl_direction {
   msl_from_lane,
   msl_from_xor,
@@ -278,8 +274,6 @@ MSL_CONVERGENT inline T simd_shuffle_and_fill_down(T value, T fill, ushort delta
   T filled = simd_shuffle(fill, is_inside ? lane : lane + delta - modulo, MSL_PLACE_HERE);
   return is_inside ? moved : filled;
 }
-
-// ---- barriers
 
 enum class mem_flags : unsigned {
   mem_none = 0,

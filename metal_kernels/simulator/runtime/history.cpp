@@ -58,8 +58,6 @@ void forget_accesses() {
   }
 }
 
-// ---- bounds
-
 static void report_outside(uint64_t address, uint32_t size, bool is_store) {
   Place place = *launch.current->place;
   const char* verb = is_store ? "stores" : "loads";
@@ -97,8 +95,6 @@ static Watched* buffer_of(uint64_t address, uint32_t size, bool is_store, Watche
   return nullptr;
 }
 
-// ---- traffic
-
 static inline void count_sector(uint32_t& counted_in, msl_traffic& traffic) {
   if (counted_in != launch.interval) {
     counted_in = launch.interval;
@@ -121,8 +117,6 @@ static inline void count_distinct(msl_traffic& traffic, uint32_t element_shift, 
     traffic.unique_bytes += last == 0 ? bytes : 0;
   }
 }
-
-// ---- races
 
 static inline Order order_of(const Access& earlier, const Access& now, Space space) {
   if (earlier.time == 0 || (earlier.is_atomic && now.is_atomic)) {
@@ -230,8 +224,6 @@ static void check_loads(const Watched& watched, uint64_t element, const Access& 
                  "loads");
   }
 }
-
-// ---- elements
 
 static void report_uninitialised(const Watched& watched, uint64_t element) {
   report(MSL_UNINITIALISED_READ, *launch.current->place, watched.buffer->name,

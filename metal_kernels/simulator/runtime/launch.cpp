@@ -17,8 +17,6 @@ extern "C" const uint32_t msl_layout[6] = {sizeof(msl_traffic), sizeof(msl_buffe
                                            sizeof(msl_config),  sizeof(msl_finding),
                                            sizeof(msl_result),  MSL_KINDS};
 
-// ---- denormal numbers
-
 #if defined(__x86_64__)
 constexpr unsigned kFlushToZero = 0x8040;
 static uint64_t float_mode() { return _mm_getcsr(); }
@@ -32,8 +30,6 @@ static uint64_t float_mode() {
 }
 static void set_float_mode(uint64_t mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
 #endif
-
-// ---- the grid
 
 struct Grid {
   uint32_t threadgroup[3];  // threads

@@ -53,8 +53,6 @@ extern "C" void __msl_log(const char* format, ...) {
   launch.current->simd_place = {};
 }
 
-// ---- a traced thread
-
 bool is_traced() {
   const uint32_t* position = launch.current->thread.position_in_grid;
   const uint32_t* wanted = launch.config.traced;

@@ -29,8 +29,6 @@ void shuffle(uint32_t* items, uint32_t count) {
   }
 }
 
-// ---- where kernels wait
-
 static void wait_for(FiberState state, Place place, unsigned flags) {
   Fiber* fiber = launch.current;
   fiber->state = state;
@@ -79,8 +77,6 @@ extern "C" void __msl_bad_shuffle(msl_op* operation, int source_lane) {
   report(MSL_BAD_SHUFFLE, *launch.current->place, "", 0, message);
   launch.current = leader;
 }
-
-// ---- SIMD-groups
 
 struct Lanes {
   Fiber* fibers;
@@ -251,8 +247,6 @@ static void run_simdgroup(uint32_t simdgroup) {
     }
   }
 }
-
-// ---- the threadgroup
 
 // Returns whether all threads that have not returned wait at a threadgroup barrier.
 static bool resolve_threadgroup_barrier(uint32_t done) {

@@ -93,8 +93,6 @@ static uint8_t touched(const Watched& watched, uint64_t element) {
 
 static bool is_remembered(const Watched& watched) { return watched.load_times || watched.shadows; }
 
-// ---- in the other process
-
 static uint64_t own_first, own_last;
 
 static void run_own() { run_threadgroups(own_first, own_last); }
@@ -142,8 +140,6 @@ static bool start_worker(uint64_t first, uint64_t last) {
   worker_count++;
   return worker.process > 0;
 }
-
-// ---- in this one
 
 static void add(msl_traffic& total, const msl_traffic& part) {
   total.count += part.count;

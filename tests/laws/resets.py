@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 from cases import Code, routed
+from mutant import Mutant
 
 # Resets by row: in and at the ends of chunks, one after the other, at the first and the last
 # token; from 77 on there is none.
@@ -77,3 +78,52 @@ def nothing_leaks(code: Code) -> None:
     others = code.ops.memory_scan(theta, phi, values, 7 * state, reset_positions=starts)
     assert mx.array_equal(y[:, 41:], others[0][:, 41:]), "outputs after a reset feel what was"
     assert mx.array_equal(last, others[1]), "the state after a reset feels what was before it"
+
+
+MUTANTS = [
+    Mutant(
+        "resets",
+        "the memory decays as ever where it is reset",
+        packed_is_separate,
+        "ops.resets",
+        "Segments.reset",
+        "mx.where(next_begins[..., None], 0, decay)",
+        "decay",
+    ),
+    Mutant(
+        "resets",
+        "a reset leaves what the chunk wrote",
+        nothing_leaks,
+        "ops.resets",
+        "Segments.reset",
+        "mx.where(next_begins[..., None, None], fresh[:, None], increment)",
+        "increment",
+    ),
+    Mutant(
+        "resets",
+        "a reset at the first token is forgotten",
+        packed_is_separate,
+        "ops.resets",
+        "Segments.reset",
+        "mx.where(begins[:, :1, None], fresh, state)",
+        "state",
+    ),
+    Mutant(
+        "resets",
+        "a text begins one token late",
+        nothing_leaks,
+        "ops.resets",
+        "Segments.__init__",
+        "(token[None, :, None] >= first[:, None, 1:])",
+        "(token[None, :, None] > first[:, None, 1:])",
+    ),
+    Mutant(
+        "resets",
+        "resets that are none reset",
+        packed_is_separate,
+        "ops.resets",
+        "Segments.__init__",
+        "chunks[:, None, 1:] > 0",
+        "chunks[:, None, 1:] >= 0",
+    ),
+]

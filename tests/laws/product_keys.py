@@ -1,13 +1,14 @@
-"""The law of product keys, as functions of the code under test (see laws.py)."""
+"""The law of product keys, as functions of the code under test."""
 
 from __future__ import annotations
 
-import laws
 import mlx.core as mx
 import numpy as np
 from cases import Code, close, same_bits
+from mutant import Mutant
 
 from fm_mlx import ops, reference
+from laws.rows import AFFINITY_TOLERANCE
 
 
 def scores_of_halves(half: int, count: int = 40, seed: int = 0) -> np.ndarray:
@@ -30,5 +31,27 @@ def choice_is_that_among_all_rows(code: Code, half: int, num_active: int) -> Non
     got = code.ops.route(mx.array(scores), num_active, 0.5, product_keys=True)
     wanted = ops.route(mx.array(of_rows(scores)), num_active, 0.5)
     same_bits(got.indices, wanted.indices, "rows")
-    close(got.theta, wanted.theta, laws.AFFINITY_TOLERANCE, "theta")
-    close(got.phi, wanted.phi, laws.AFFINITY_TOLERANCE, "phi")
+    close(got.theta, wanted.theta, AFFINITY_TOLERANCE, "theta")
+    close(got.phi, wanted.phi, AFFINITY_TOLERANCE, "phi")
+
+
+MUTANTS = [
+    Mutant(
+        "product keys",
+        "the best of a half are not put in order",
+        lambda code: choice_is_that_among_all_rows(code, 40, 7),
+        "ops.routing",
+        "_route_by_product",
+        "mx.sort(best.astype(mx.int32), axis=-1)",
+        "best.astype(mx.int32)",
+    ),
+    Mutant(
+        "product keys",
+        "one row of a half is left out",
+        lambda code: choice_is_that_among_all_rows(code, 40, 7),
+        "ops.routing",
+        "_route_by_product",
+        "min(num_active, both // 2)",
+        "min(num_active - 1, both // 2)",
+    ),
+]

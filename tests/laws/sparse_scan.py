@@ -1,11 +1,15 @@
-"""The laws of the scan on the active rows, as functions of the code under test (see laws.py)."""
+"""The laws of the scan on the active rows, as functions of the code under test."""
 
 from __future__ import annotations
 
-import laws
 import mlx.core as mx
 import numpy as np
 from cases import SCAN_TOLERANCE, Case, Code, close, loop, routed, same_bits
+from mutant import Mutant
+
+from laws.gradients import GRADIENT_TOLERANCE
+from laws.padding import ragged
+from laws.rows import routing_is_the_affinity
 
 
 def active_rows(case: Case, num_active: int) -> mx.array:
@@ -63,7 +67,7 @@ def sparse_gradients_are_the_scans(
     np.put_along_axis(own, np.array(active_rows(case, num_active)), 1, axis=-1)
     for name, a, b in zip(("theta", "phi", "values", "state"), got, wanted, strict=True):
         kept = own if name in ("theta", "phi") else 1
-        close(a, np.array(b) * kept, laws.GRADIENT_TOLERANCE, f"gradient of {name}")
+        close(a, np.array(b) * kept, GRADIENT_TOLERANCE, f"gradient of {name}")
 
 
 def many_groups(code: Code) -> None:
@@ -77,7 +81,7 @@ def gradients_of_many_groups(code: Code) -> None:
 
 
 def masked(code: Code) -> None:
-    case = laws.ragged([30, 8, 1, 17], "right", 1.0)
+    case = ragged([30, 8, 1, 17], "right", 1.0)
     *inputs, _ = case.arrays()
     y, state = sparse_scan(code, case, 4)(*inputs)
     wanted, last = loop(case)
@@ -89,9 +93,58 @@ def routing_by_blocks(code: Code, logits: np.ndarray, num_active: int) -> None:
     """The rows that are chosen by blocks are those of a stable sort."""
     few = code.ops.routing._MANY_LOGITS
     assert logits.size >= few and logits.shape[-1] > 64 * num_active
-    laws.routing_is_the_affinity(code, logits, num_active)
+    routing_is_the_affinity(code, logits, num_active)
 
 
 def few_values(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
     """Logits with many ties."""
     return np.random.default_rng(seed).integers(-3, 3, shape).astype(np.float32)
+
+
+MUTANTS = [
+    Mutant(
+        "law 1",
+        "slots that repeat a row hold what it held before",
+        many_groups,
+        "ops.sparse_scan",
+        "_Slots.of",
+        "mx.where(number <= slot[..., -1:], number, 0)",
+        "mx.broadcast_to(number, slot.shape)",
+    ),
+    Mutant(
+        "law 1",
+        "a group of chunks brings back what slots held before",
+        many_groups,
+        "ops.sparse_scan",
+        "_pass",
+        "written(state, Write(own_rows, _rows_of(own, source)))",
+        "written(state, Write(own_rows, own))",
+    ),
+    Mutant(
+        "law 3",
+        "the sparse scan ignores the mask",
+        masked,
+        "ops.sparse_scan",
+        "sparse_memory_scan",
+        "split_into_chunks(x, chunk, mask)",
+        "split_into_chunks(x, chunk, None)",
+    ),
+    Mutant(
+        "law 5",
+        "blocks of rows are taken in the order of their logits",
+        lambda code: routing_by_blocks(code, few_values((40, 700)), 3),
+        "ops.routing",
+        "_by_blocks",
+        "mx.sort(choose(largest, num_active).astype(mx.int32), axis=-1)",
+        "choose(largest, num_active).astype(mx.int32)[..., ::-1]",
+    ),
+    Mutant(
+        "law 6",
+        "groups of chunks are passed over forwards for the gradient",
+        gradients_of_many_groups,
+        "ops.sparse_scan",
+        "_pass",
+        "_pass(places, *inputs, _rows_of(state, own_rows), reverse)",
+        "_pass(places, *inputs, _rows_of(state, own_rows))",
+    ),
+]

@@ -76,9 +76,6 @@ def structures(tokens: Sequence[Token], signature: Sequence[Token] = ()) -> Stru
     return found
 
 
-# ---- what the text declares
-
-
 def _declared(tokens: Sequence[Token]) -> Iterator[tuple[str, str, int]]:
     """Keyword, name and opening brace of each structure; the name may be empty."""
     for i, token in enumerate(tokens[:-1]):
@@ -164,9 +161,6 @@ def _by_value(parameter: Sequence[Token], types: set[str]) -> str:
     if not words or words[0] not in types or {"*", "&", "[", "("} & set(words):
         return ""
     return words[0]
-
-
-# ---- what is put into structures
 
 
 def members(tokens: Sequence[Token]) -> Iterator[Edit]:

@@ -116,7 +116,7 @@ def test_special_tokens_stand_before_each_window():
 
 def test_means_are_those_of_the_training_example(checkpoint, monkeypatch):
     """`held_out_nats` of examples/pretrain.py, from which the model card's numbers come."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
     pretrain = importlib.import_module("pretrain")
     model, _ = fm_mlx.load(checkpoint)
     tokens = some_tokens(1025)

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm.models.cache import ArraysCache
-from test_eval_context import build
+from small_models import build
 from tiny import some_text
 
 import fm_mlx

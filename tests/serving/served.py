@@ -35,6 +35,12 @@ CONFIG = {
     "tie_word_embeddings": False,
 }
 
+# One message after the other, with no word between them.
+PLAIN = "{% for message in messages %}{{ message.content }} {% endfor %}"
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+
 # Of anything that is waited for, in seconds; it takes a few at most.
 PATIENCE = 90
 

@@ -7,27 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from served import client_of, completion, expected, refusal, some_words, word_model
+from served import CHAT, PLAIN, TEXT, client_of, completion, expected, refusal, some_words
 
 import fm_mlx
-
-# One message after the other, with no word between them.
-PLAIN = "{% for message in messages %}{{ message.content }} {% endfor %}"
-
-CHAT = "/v1/chat/completions"
-TEXT = "/v1/completions"
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    """(model, tokenizer) whose tokens are words."""
-    return fm_mlx.load(word_model(tmp_path_factory.mktemp("words")))
-
-
-@pytest.fixture(scope="module")
-def client(words):
-    with client_of(words, chat_template=PLAIN, max_body=1 << 20, max_prompt_tokens=5000) as client:
-        yield client
 
 
 def streamed(client, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from leaving import Leaving
-from served import PATIENCE, client_of, completion, expected, refusal, some_words, word_model
+from served import PATIENCE, client_of, completion, expected, refusal, some_words
 from tokenizers_of_others import prefixing_tokenizer
 
 import fm_mlx
@@ -20,12 +20,6 @@ from fm_mlx.serving.requests import asked
 from fm_mlx.serving.settings import Settings
 
 MEMORIES = "/v1/memories"
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    """(model, tokenizer) whose tokens are words."""
-    return fm_mlx.load(word_model(tmp_path_factory.mktemp("words")))
 
 
 def read(client, name: str, text: str, **more):

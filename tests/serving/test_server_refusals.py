@@ -6,10 +6,7 @@ import json
 
 import pytest
 from leaving import Leaving
-from served import client_of, completion, expected, refusal, some_words, word_model
-from test_server import CHAT, PLAIN, TEXT
-
-import fm_mlx
+from served import CHAT, TEXT, client_of, completion, expected, refusal, some_words
 
 # Nothing that a number, a text or a list of the fields below may be.
 ODD = [
@@ -50,18 +47,6 @@ ALLOWED = {
     "adapters": [],
     "draft_model": [],
 }
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    """(model, tokenizer) whose tokens are words."""
-    return fm_mlx.load(word_model(tmp_path_factory.mktemp("words")))
-
-
-@pytest.fixture(scope="module")
-def client(words):
-    with client_of(words, chat_template=PLAIN, max_body=1 << 20, max_prompt_tokens=5000) as client:
-        yield client
 
 
 @pytest.fixture

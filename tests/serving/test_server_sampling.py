@@ -7,19 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from served import engine_of, expected, some_words, word_model, work_on
+from served import engine_of, expected, some_words, work_on
 
-import fm_mlx
 from fm_mlx.serving.sampling import sampler_for
 from fm_mlx.serving.stops import StopText
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    """(model, tokenizer) whose tokens are words."""
-    model, tokenizer = fm_mlx.load(word_model(tmp_path_factory.mktemp("words")))
-    mx.eval(model.parameters())
-    return model, tokenizer
 
 
 class TestSampling:

@@ -24,6 +24,7 @@ from fm_mlx.memory import Memory, PrefixStore
 from fm_mlx.memory.reuse import ReusedPrompt
 from fm_mlx.model import Model
 from fm_mlx.prefill import prefill
+from fm_mlx.support.random_state import restored_after_errors
 from fm_mlx.text import encode_pieces, pieces_of_text, wants_special_tokens
 
 Progress = Callable[[int, int | None], None]
@@ -149,7 +150,7 @@ def stream_generate(
         prompt_progress_callback=lambda done, total: progress(read + done, read + total),
         **options,
     )
-    with closing(responses):
+    with restored_after_errors(), closing(responses):
         for count, response in enumerate(responses):
             token = response.token
             if not math.isfinite(cast(float, response.logprobs[token].item())):

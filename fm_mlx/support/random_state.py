@@ -29,3 +29,17 @@ def preserved() -> Iterator[None]:
         yield
     finally:
         set_random_key(key)
+
+
+@contextmanager
+def restored_after_errors() -> Iterator[None]:
+    """After an error inside a ``with`` block, random numbers are those from before it.
+
+    Samplers of mlx-lm that raise while MLX compiles them leave a state that gives none any more.
+    """
+    key = random_key()
+    try:
+        yield
+    except Exception:
+        set_random_key(key)
+        raise

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 import pytest
-from tiny import CONFIG, some_text
+from tiny import some_text
 
 import fm_mlx
-from fm_mlx.lora import Example, Options
+from fm_mlx.lora import Options
 
 
 @pytest.fixture(autouse=True)
@@ -48,11 +47,3 @@ def options(checkpoint: Path, tmp_path: Path, text_file: Path) -> Callable[..., 
         return Options(**chosen | changes)
 
     return make
-
-
-def some_examples(lengths, seed: int = 0) -> list[Example]:
-    rng = np.random.default_rng(seed)
-    return [
-        Example(rng.integers(3, CONFIG["vocab_size"], length).astype(np.int32))
-        for length in lengths
-    ]

@@ -7,7 +7,7 @@ from itertools import islice, pairwise
 
 import numpy as np
 import pytest
-from conftest import some_examples
+from some_data import some_examples
 
 from fm_mlx.lora import Example
 from fm_mlx.lora.batches import KINDS, Batch, Buckets, Packed, Streams, bucket

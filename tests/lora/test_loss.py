@@ -6,9 +6,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import some_examples
 from in_step import in_step
 from mlx.utils import tree_flatten
+from some_data import some_examples
 
 from fm_mlx.lora import Options
 from fm_mlx.lora.batches import Buckets, Packed, Streams

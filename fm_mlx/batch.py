@@ -12,6 +12,7 @@ from fm_mlx.memory import Memory
 from fm_mlx.memory.identity import identity_of
 from fm_mlx.memory.states import cache_from, first_states
 from fm_mlx.model import Model
+from fm_mlx.support.random_state import restored_after_errors
 from fm_mlx.text import encode_text
 
 
@@ -54,4 +55,5 @@ def batch_generate(
         if memory is not None and identity is not None:
             memory.identity.check(identity, f"memory {i}")
         caches.append(cache_from(model, nothing if memory is None else memory.state))
-    return batch_generate_of_tokens(model, tokenizer, tokens, caches, max_tokens, **options)
+    with restored_after_errors():
+        return batch_generate_of_tokens(model, tokenizer, tokens, caches, max_tokens, **options)

@@ -273,11 +273,14 @@ def test_memory_does_not_grow_with_the_prompt(loaded):
     assert mx.get_peak_memory() - settled < 1e6
 
 
-def test_random_numbers_go_on_after_a_sampler_that_raises(loaded):
+@pytest.mark.parametrize(
+    ("generate", "prompt"), [(fm_mlx.generate, "river"), (fm_mlx.batch_generate, ["river", "the"])]
+)
+def test_random_numbers_go_on_after_a_sampler_that_raises(loaded, generate, prompt):
     """mlx-lm's raises while MLX compiles it, which leaves random numbers that cannot be drawn."""
     mx.random.seed(3)
     wanted = mx.random.uniform(shape=(4,)).tolist()
     mx.random.seed(3)
     with pytest.raises(ValueError, match="top_k"):
-        fm_mlx.generate(*loaded, "river", sampler=make_sampler(1.0, top_k=9999))
+        generate(*loaded, prompt, sampler=make_sampler(1.0, top_k=9999))
     assert mx.random.uniform(shape=(4,)).tolist() == wanted
